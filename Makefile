@@ -1,0 +1,90 @@
+# Every target says what it does: `make help`.
+
+GO        ?= go
+ARGS      ?=
+COUNT     ?= 6
+FUZZTIME  ?= 1m
+BIN       := $(CURDIR)/.bin
+# Modules of their own beside the library's, so that nothing they need is needed by it.
+MODULES   := integration bench
+GOOSETAGS := no_ydb no_clickhouse no_mssql no_mysql no_sqlite3 no_vertica no_libsql no_duckdb
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this help
+	@awk 'BEGIN {FS = ":.*## "} /^[a-zA-Z_-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## Show the main job on a throw-away PostgreSQL (ARGS=--serve leaves it running)
+	@$(GO) run ./examples/payments $(ARGS)
+
+.PHONY: test
+test: ## Run the tests on a real PostgreSQL
+	$(GO) test ./...
+
+.PHONY: test-race
+test-race: ## Run the tests under the race detector
+	$(GO) test -race ./...
+
+.PHONY: integration
+integration: ## Run the store's suites in containers (needs an engine, or root on Debian)
+	scripts/integration.sh
+
+.PHONY: cover
+cover: ## Show the statement coverage of each package by its own tests
+	$(GO) test -cover ./...
+
+.PHONY: fuzz
+fuzz: ## Run each fuzz target for FUZZTIME (default 1m)
+	@set -e; for dir in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
+		for target in $$(grep -rhoE '^func Fuzz\w+' $$dir/*_test.go | cut -c6- | sort); do \
+			echo "$$dir $$target"; $(GO) test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) $$dir; \
+		done; \
+	done
+
+.PHONY: bench
+bench: $(BIN)/benchstat ## Compare with a bare handler, as ratios within one run (COUNT=6 rounds)
+	cd bench && $(GO) test -run='^$$' -bench=. -benchmem -count=$(COUNT) . > $(BIN)/bench.txt || (cat $(BIN)/bench.txt; exit 1)
+	@$(BIN)/benchstat -col /impl -row /work $(BIN)/bench.txt
+
+.PHONY: generate
+generate: $(BIN)/sqlc ## Generate internal/db from queries and migrations
+	$(BIN)/sqlc generate
+
+.PHONY: verify
+verify: $(BIN)/sqlc $(BIN)/goose ## Check that generated code, migrations, go.mod and format are current
+	$(BIN)/sqlc diff
+	$(BIN)/goose -dir migrations/tenant validate
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt-ed:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) mod tidy -diff
+	$(GO) mod verify
+	$(GO) vet ./...
+	@for m in $(MODULES); do echo "$$m: tidy, vet"; (cd $$m && $(GO) mod tidy -diff && $(GO) vet ./...) || exit 1; done
+
+.PHONY: lint
+lint: $(BIN)/golangci-lint ## Lint, import directions included
+	$(BIN)/golangci-lint run ./...
+
+.PHONY: ci
+ci: verify lint test test-race demo ## All that must pass before a change lands
+
+.PHONY: tools
+tools: $(BIN)/sqlc $(BIN)/goose $(BIN)/golangci-lint $(BIN)/benchstat ## Build the pinned tools into .bin
+
+# Each tool is pinned in a module of its own under tools/.
+$(BIN)/sqlc: tools/sqlc/go.mod tools/sqlc/go.sum
+	CGO_ENABLED=0 $(GO) build -C tools/sqlc -o $@ github.com/sqlc-dev/sqlc/cmd/sqlc
+
+$(BIN)/goose: tools/goose/go.mod tools/goose/go.sum
+	$(GO) build -C tools/goose -tags='$(GOOSETAGS)' -o $@ github.com/pressly/goose/v3/cmd/goose
+
+$(BIN)/golangci-lint: tools/golangci-lint/go.mod tools/golangci-lint/go.sum
+	$(GO) build -C tools/golangci-lint -o $@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+$(BIN)/benchstat: tools/benchstat/go.mod tools/benchstat/go.sum
+	$(GO) build -C tools/benchstat -o $@ golang.org/x/perf/cmd/benchstat
+
+.PHONY: clean
+clean: ## Remove what make built
+	rm -rf $(BIN)
