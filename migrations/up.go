@@ -1,0 +1,126 @@
+package migrations
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io/fs"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/lock"
+
+	"github.com/pgidem/pgidem/tenancy"
+)
+
+//go:embed tenant/*.sql
+var files embed.FS
+
+// FS returns the goose migrations of a tenant's schema, for tools of your own.
+// Their statements are unqualified: run them with search_path set to the schema
+// alone.
+func FS() fs.FS {
+	sub, err := fs.Sub(files, "tenant")
+	if err != nil {
+		panic(err) // the path is a constant, and embedded above
+	}
+	return sub
+}
+
+// lockWaitSeconds bounds how long Up waits for another runner in the same schema.
+const lockWaitSeconds = 300
+
+// Up creates each of the schemas if it is missing and migrates it to the newest
+// version. A schema that is up to date is left as it is, so Up may run at every
+// deployment, and from several places at once: runners in the same schema wait for
+// each other, for 5 minutes at most, and those in different schemas do not.
+//
+// Each schema is migrated over a connection of its own, which must go to
+// PostgreSQL itself or to a pooler in session mode: search_path is set on it, and
+// the lock is the session's. The role needs CREATE on the database to make a
+// schema, and CREATE on a schema that exists already.
+//
+// Each migration is a transaction, so one that fails leaves nothing behind. A
+// schema that fails does not keep the others from being migrated; the errors are
+// joined and each names its schema. Up stops when ctx ends.
+func Up(ctx context.Context, databaseURL string, schemas ...tenancy.Schema) error {
+	if len(schemas) == 0 {
+		return errors.New("migrations: no schema given; name the tenants' schemas to migrate")
+	}
+	cfg, err := pgx.ParseConfig(databaseURL)
+	if err != nil {
+		return fmt.Errorf("migrations: database URL: %w", err) // pgx leaves the password out of it
+	}
+	var errs []error
+	for _, schema := range schemas {
+		if ctx.Err() != nil {
+			errs = append(errs, fmt.Errorf("migrations: schema %s not reached: %w", schema, ctx.Err()))
+			break
+		}
+		if err := up(ctx, cfg, schema); err != nil {
+			errs = append(errs, fmt.Errorf("migrations: schema %s: %w", schema, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func up(ctx context.Context, cfg *pgx.ConnConfig, schema tenancy.Schema) (err error) {
+	if schema.IsZero() {
+		return errors.New("the zero Schema names none; make one with tenancy.ParseSchema or a Directory")
+	}
+	cfg = cfg.Copy()
+	cfg.RuntimeParams["search_path"] = schema.Quoted()
+	conn := stdlib.OpenDB(*cfg)
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	conn.SetMaxOpenConns(1)
+
+	if err := createSchema(ctx, conn, schema); err != nil {
+		return err
+	}
+	locker, err := lock.NewPostgresSessionLocker(
+		lock.WithLockID(lockID(schema)),
+		lock.WithLockTimeout(1, lockWaitSeconds),
+	)
+	if err != nil {
+		return err
+	}
+	provider, err := goose.NewProvider(goose.DialectPostgres, conn, FS(),
+		goose.WithSessionLocker(locker),
+		goose.WithDisableGlobalRegistry(true),
+	)
+	if err != nil {
+		return err
+	}
+	_, err = provider.Up(ctx)
+	return err
+}
+
+// createSchema makes the schema if it is missing. It asks first, because CREATE
+// SCHEMA IF NOT EXISTS needs the right to create even where there is nothing to do.
+func createSchema(ctx context.Context, conn *sql.DB, schema tenancy.Schema) error {
+	var exists bool
+	err := conn.QueryRowContext(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)`, schema.String()).Scan(&exists)
+	if err != nil || exists {
+		return err
+	}
+	_, err = conn.ExecContext(ctx, "CREATE SCHEMA IF NOT EXISTS "+schema.Quoted())
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) && pgErr.Code == "23505" {
+		return nil // unique_violation in the catalog: another runner made it at the same moment
+	}
+	return err
+}
+
+// lockID returns the number of the advisory lock of a schema. Locks are the
+// database's, and so are schemas; another program's lock of the same number would
+// only make one of the two wait.
+func lockID(schema tenancy.Schema) int64 {
+	h := fnv.New64a()
+	h.Write([]byte("pgidem migrations " + schema.String()))
+	return int64(h.Sum64())
+}
