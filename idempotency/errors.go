@@ -1,0 +1,45 @@
+package idempotency
+
+import "errors"
+
+// ErrNotFound is returned by [Store.Get] for a key that has no completed,
+// unexpired record.
+var ErrNotFound = errors.New("idempotency: record not found")
+
+// ErrLeaseLost is returned by the methods of a [LeaseStore] to an attempt that
+// no longer holds its key, and is the cause with which the context of its
+// handler is cancelled ([context.Cause]).
+var ErrLeaseLost = errors.New("idempotency: lease lost")
+
+// The reasons for which [Require] answers a request itself. The error that it
+// hands to [WithErrorHandler] is a [*Problem] that wraps one of them, or
+// [ErrLeaseLost], or [tenancy.ErrUnknownTenant].
+var (
+	// ErrKeyMissing means that a route of [WithRequireKey] was called without a key.
+	ErrKeyMissing = errors.New("idempotency: key missing")
+	// ErrKeyInvalid means that there are two key lines, or the key is empty, too long, of
+	// the wrong bytes, or malformed.
+	ErrKeyInvalid = errors.New("idempotency: key invalid")
+	// ErrKeyReused means that the key belongs to a request with another fingerprint.
+	ErrKeyReused = errors.New("idempotency: key reused for another request")
+	// ErrInFlight means that the same request is being processed at this moment.
+	ErrInFlight = errors.New("idempotency: request in flight")
+	// ErrInterrupted means that an earlier attempt was interrupted, and its outcome is
+	// unknown; see [WithInterrupted].
+	ErrInterrupted = errors.New("idempotency: outcome of an earlier attempt unknown")
+	// ErrNotKept means that the request completed before, but its response was not kept.
+	ErrNotKept = errors.New("idempotency: response not kept")
+	// ErrNoOutcome means that the handler returned without a response after its context
+	// had been cancelled.
+	ErrNoOutcome = errors.New("idempotency: handler gave up without an outcome")
+	// ErrOrgMissing means that there is a key but no tenant in the context, and
+	// [WithRequireOrg] is set.
+	ErrOrgMissing = errors.New("idempotency: no tenant in the context")
+	// ErrRequestTooLarge means that the body is larger than [WithMaxRequestBytes] allows.
+	ErrRequestTooLarge = errors.New("idempotency: request body too large")
+	// ErrRequestUnreadable means that the body could not be read to its end.
+	ErrRequestUnreadable = errors.New("idempotency: request body unreadable")
+	// ErrStoreUnavailable means that the store could not be asked whether the request ran
+	// before.
+	ErrStoreUnavailable = errors.New("idempotency: store unavailable")
+)

@@ -1,0 +1,143 @@
+package idempotency
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Decision is what [Require] decided about one request. The values are stable:
+// dashboards and alerts may name them.
+type Decision string
+
+// The decisions. Those marked with an exclamation mark can mean that an effect
+// happened, or may happen again, without a record of it: alert on them.
+const (
+	// DecisionExecuted means that the handler ran and its outcome is stored.
+	DecisionExecuted Decision = "executed"
+	// DecisionTakenOver means the same, after an earlier attempt was interrupted.
+	DecisionTakenOver Decision = "taken_over"
+	// DecisionReplayed means that the stored response was sent.
+	DecisionReplayed Decision = "replayed"
+	// DecisionReleased means that the handler ran, or would have, and that there
+	// is no outcome to be stored (a status that is not storable, a panic, no
+	// response); a retry runs it again.
+	DecisionReleased Decision = "released"
+	// DecisionInFlight means refused: another attempt is running.
+	DecisionInFlight Decision = "in_flight"
+	// DecisionMismatch means refused: the key belongs to another request.
+	DecisionMismatch Decision = "mismatch"
+	// DecisionInterrupted (!) means refused: an earlier attempt was interrupted.
+	DecisionInterrupted Decision = "interrupted"
+	// DecisionNotKept means refused: completed before, but the response was not
+	// kept.
+	DecisionNotKept Decision = "not_kept"
+	// DecisionMissingKey means refused: the route requires a key.
+	DecisionMissingKey Decision = "missing_key"
+	// DecisionInvalidKey means refused: the key is malformed.
+	DecisionInvalidKey Decision = "invalid_key"
+	// DecisionTooLarge means refused: the request's body is too large.
+	DecisionTooLarge Decision = "too_large"
+	// DecisionUnreadableBody means refused: the request's body could not be read.
+	DecisionUnreadableBody Decision = "unreadable_body"
+	// DecisionMissingOrg means refused: a key, but no tenant in the context.
+	DecisionMissingOrg Decision = "missing_org"
+	// DecisionUnknownTenant means refused: the tenant has no place in the store.
+	DecisionUnknownTenant Decision = "unknown_tenant"
+	// DecisionStoreError means refused: the store could not be asked, and the
+	// handler did not run.
+	DecisionStoreError Decision = "store_error"
+	// DecisionBypassedNoOrg (!) means that the handler ran unprotected: there was
+	// a key, but no tenant in the context.
+	DecisionBypassedNoOrg Decision = "bypassed_no_org"
+	// DecisionRanUnprotected (!) means that the handler ran unprotected: the store
+	// could not be asked, and [WithFailOpen] is set.
+	DecisionRanUnprotected Decision = "ran_unprotected"
+	// DecisionCompleteFailed (!) means that the handler ran, but its outcome could
+	// not be stored.
+	DecisionCompleteFailed Decision = "complete_failed"
+	// DecisionReleaseFailed means that a claim could not be released; a retry is
+	// refused until its lease lapses.
+	DecisionReleaseFailed Decision = "release_failed"
+	// DecisionLeaseLost (!) means that the handler ran, but another attempt had
+	// taken over.
+	DecisionLeaseLost Decision = "lease_lost"
+)
+
+// Event tells what became of one request that carried, or should have carried,
+// an idempotency key.
+type Event struct {
+	Decision Decision
+	// OrgID is the tenant, or [uuid.Nil] where it is not known.
+	OrgID uuid.UUID
+	// KeyHash is the beginning of the SHA-256 of the key, in hexadecimal, so that
+	// events of one key can be told together. The key itself appears nowhere: it
+	// may be guessable, and it opens the stored response.
+	KeyHash string
+	// Method and Path are the request's.
+	Method, Path string
+	// Status is the HTTP status of the response, or 0 where it is not known.
+	Status int
+	// Attempt counts the attempts at the key, from 1, where the handler ran
+	// under a claim.
+	Attempt int
+	// Claim, Handler and Complete are how long the store's claim, the handler,
+	// and storing or releasing its outcome took; zero where there was none.
+	Claim, Handler, Complete time.Duration
+	// Err is the error behind the decision, where there is one. It may hold
+	// internal detail that no client should see.
+	Err error
+}
+
+// level is where the default log puts a decision.
+func (d Decision) level() slog.Level {
+	switch d {
+	case DecisionInterrupted, DecisionBypassedNoOrg, DecisionRanUnprotected, DecisionCompleteFailed, DecisionLeaseLost:
+		return slog.LevelError
+	case DecisionStoreError, DecisionReleaseFailed, DecisionUnknownTenant:
+		return slog.LevelWarn
+	default:
+		return slog.LevelDebug
+	}
+}
+
+func newEvent(r *http.Request, orgID uuid.UUID, key string) *Event {
+	e := &Event{OrgID: orgID, Method: r.Method, Path: r.URL.Path}
+	if key != "" {
+		sum := sha256.Sum256([]byte(key))
+		e.KeyHash = hex.EncodeToString(sum[:8])
+	}
+	return e
+}
+
+// report hands the event to the observer and the log.
+func (c *config) report(ctx context.Context, e *Event) {
+	if c.observer != nil {
+		c.observer(ctx, *e)
+	}
+	level := e.Decision.level()
+	if !c.logger.Enabled(ctx, level) {
+		return
+	}
+	attrs := []slog.Attr{
+		slog.String("decision", string(e.Decision)),
+		slog.String("method", e.Method),
+		slog.String("path", e.Path),
+		slog.String("org_id", e.OrgID.String()),
+		slog.String("key_hash", e.KeyHash),
+		slog.Int("status", e.Status),
+		slog.Int("attempt", e.Attempt),
+		slog.Duration("claim", e.Claim),
+		slog.Duration("handler", e.Handler),
+		slog.Duration("complete", e.Complete),
+	}
+	if e.Err != nil {
+		attrs = append(attrs, slog.String("error", e.Err.Error()))
+	}
+	c.logger.LogAttrs(ctx, level, "idempotency", attrs...)
+}

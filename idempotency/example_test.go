@@ -1,0 +1,113 @@
+package idempotency_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/pgidem/pgidem/idempotency"
+)
+
+// authenticate stands for the middleware that verifies a caller and puts the
+// tenant into the context, such as authctx.
+func authenticate(next http.Handler) http.Handler {
+	orgID := uuid.MustParse("6f1c2f6e-0d5a-4c8e-9f5e-2f0a3c1d7b42")
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		next.ServeHTTP(w, r.WithContext(idempotency.WithOrgID(r.Context(), orgID)))
+	})
+}
+
+// send posts a body with an idempotency key and prints what comes back.
+func send(h http.Handler, key, body string) {
+	r := httptest.NewRequest(http.MethodPost, "/v1/payments", strings.NewReader(body))
+	r.Header.Set("Idempotency-Key", key)
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	fmt.Println(w.Code, strings.TrimSpace(w.Body.String()), "replayed:", w.Header().Get("Idempotency-Replayed") == "true")
+}
+
+func ExampleRequire() {
+	var payments atomic.Int64
+	pay := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		amount, _ := io.ReadAll(r.Body)
+		w.WriteHeader(http.StatusCreated)
+		fmt.Fprintf(w, "payment %d of %s", payments.Add(1), amount)
+	})
+	protect := idempotency.Require(idempotency.NewMemoryStore())
+	h := authenticate(protect(pay))
+
+	send(h, "key-1", "10 EUR")
+	send(h, "key-1", "10 EUR") // a retry
+	send(h, "key-2", "10 EUR") // a payment of its own
+	// Output:
+	// 201 payment 1 of 10 EUR replayed: false
+	// 201 payment 1 of 10 EUR replayed: true
+	// 201 payment 2 of 10 EUR replayed: false
+}
+
+func ExampleRequire_options() {
+	protect := idempotency.Require(idempotency.NewMemoryStore(),
+		idempotency.WithExclude("POST /v1/auth/login", "/public/"),
+		idempotency.WithRequireKey("POST /v1/payments"),
+		idempotency.WithRequireOrg(),
+		idempotency.WithMethods(http.MethodPost, http.MethodPatch),
+		idempotency.WithTTL(48*time.Hour),
+		idempotency.WithLease(time.Minute),
+		idempotency.WithStoreTimeout(2*time.Second),
+		idempotency.WithMaxRequestBytes(64<<10),
+		idempotency.WithMaxResponseBytes(256<<10),
+		idempotency.WithReplayHeader("X-Replayed"),
+		idempotency.WithInterrupted(idempotency.Refuse),
+		idempotency.WithDetachedHandler(),
+	)
+	h := authenticate(protect(http.NotFoundHandler()))
+	r := httptest.NewRequest(http.MethodPost, "/v1/payments", nil)
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	fmt.Println(w.Code, w.Body)
+	// Output:
+	// 400 {"type":"https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header-07#section-2.7","title":"Idempotency-Key is missing","status":400,"detail":"This operation requires an Idempotency-Key header. Send a fresh UUID for each new operation, and the same one again when you retry it.","code":"key_missing","retry":"corrected_request"}
+}
+
+// Two users of one tenant may choose the same key without meeting.
+func ExampleWithScope() {
+	protect := idempotency.Require(idempotency.NewMemoryStore(),
+		idempotency.WithScope(func(r *http.Request) string { return r.URL.Query().Get("user") }))
+	var n atomic.Int64
+	h := authenticate(protect(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, "run ", n.Add(1))
+	})))
+	for _, user := range []string{"ann", "bob", "ann"} {
+		r := httptest.NewRequest(http.MethodPost, "/v1/payments?user="+user, nil)
+		r.Header.Set("Idempotency-Key", "key-1")
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		fmt.Println(user, w.Body)
+	}
+	// Output:
+	// ann run 1
+	// bob run 2
+	// ann run 1
+}
+
+// An operator watches for decisions that can mean an effect without a record.
+func ExampleWithObserver() {
+	protect := idempotency.Require(idempotency.NewMemoryStore(),
+		idempotency.WithObserver(func(_ context.Context, e idempotency.Event) {
+			fmt.Println(e.Decision, "attempt", e.Attempt, "status", e.Status)
+		}))
+	h := authenticate(protect(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusBadGateway)
+	})))
+	send(h, "key-1", "")
+	// Output:
+	// released attempt 1 status 502
+	// 502  replayed: false
+}

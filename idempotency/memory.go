@@ -1,0 +1,209 @@
+package idempotency
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// MemoryStore is a [LeaseStore] in the memory of one process: for tests, and for
+// a service that runs as one process and may forget its keys when it restarts.
+// Make one with [NewMemoryStore].
+//
+// It holds every record until the record expires; each claim clears away a few
+// that have.
+type MemoryStore struct {
+	now func() time.Time
+
+	mu      sync.Mutex
+	records map[memoryKey]*memoryRecord
+}
+
+type memoryKey struct {
+	orgID uuid.UUID
+	key   string
+}
+
+type memoryRecord struct {
+	token      Token
+	attempt    int
+	leaseUntil time.Time
+	completed  bool
+	rec        *Record // never changed once it is here, so that it can be handed out
+}
+
+// NewMemoryStore returns an empty MemoryStore.
+func NewMemoryStore() *MemoryStore { return NewMemoryStoreWithClock(time.Now) }
+
+// NewMemoryStoreWithClock returns an empty MemoryStore that takes the time from
+// now, for tests that move the clock by hand.
+func NewMemoryStoreWithClock(now func() time.Time) *MemoryStore {
+	return &MemoryStore{now: now, records: make(map[memoryKey]*memoryRecord)}
+}
+
+// Get implements [Store].
+func (s *MemoryStore) Get(ctx context.Context, orgID uuid.UUID, key string) (*Record, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m, ok := s.records[memoryKey{orgID, key}]
+	if !ok || !m.completed || m.absent(s.now()) {
+		return nil, fmt.Errorf("%w: org %s", ErrNotFound, orgID)
+	}
+	return m.rec.Clone(), nil
+}
+
+// Put implements [Store].
+func (s *MemoryStore) Put(ctx context.Context, rec *Record) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := rec.validate(); err != nil {
+		return err
+	}
+	rec = rec.Clone()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rec.setTimes(s.now())
+	s.records[memoryKey{rec.OrgID, rec.Key}] = &memoryRecord{token: NewToken(), attempt: 1, completed: true, rec: rec}
+	return nil
+}
+
+// Claim implements [LeaseStore].
+func (s *MemoryStore) Claim(ctx context.Context, req ClaimRequest) (ClaimResult, error) {
+	if err := ctx.Err(); err != nil {
+		return ClaimResult{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.now()
+	s.clearSome(now)
+	attempt := 1
+	if m, ok := s.records[memoryKey{req.OrgID, req.Key}]; ok && !m.absent(now) {
+		lapsed := !m.completed && !now.Before(m.leaseUntil)
+		switch {
+		case m.rec.RequestHash != req.RequestHash:
+			return ClaimResult{Outcome: OutcomeMismatch}, nil
+		case m.completed:
+			return ClaimResult{Outcome: OutcomeCompleted, Record: m.rec}, nil
+		case !lapsed:
+			return ClaimResult{Outcome: OutcomeInFlight}, nil
+		case req.Interrupted == Refuse:
+			return ClaimResult{Outcome: OutcomeInterrupted}, nil
+		}
+		attempt = m.attempt + 1
+	}
+	s.records[memoryKey{req.OrgID, req.Key}] = &memoryRecord{
+		token: req.Token, attempt: attempt, leaseUntil: now.Add(req.Lease),
+		rec: &Record{
+			OrgID: req.OrgID, Key: req.Key, RequestHash: req.RequestHash,
+			CreatedAt: now, ExpiresAt: now.Add(req.TTL),
+		},
+	}
+	return ClaimResult{Outcome: OutcomeClaimed, Attempt: attempt}, nil
+}
+
+// Complete implements [LeaseStore].
+func (s *MemoryStore) Complete(ctx context.Context, c Claim, rec *Record) error {
+	rec = rec.Clone()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m, err := s.held(ctx, c)
+	if err != nil {
+		return err
+	}
+	rec.OrgID, rec.Key, rec.RequestHash = m.rec.OrgID, m.rec.Key, m.rec.RequestHash
+	rec.CreatedAt, rec.ExpiresAt = m.rec.CreatedAt, m.rec.ExpiresAt
+	m.completed, m.rec = true, rec
+	return nil
+}
+
+// Release implements [LeaseStore].
+func (s *MemoryStore) Release(ctx context.Context, c Claim) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, err := s.running(ctx, c); err != nil {
+		return err
+	}
+	delete(s.records, memoryKey{c.OrgID, c.Key})
+	return nil
+}
+
+// Extend implements [LeaseStore].
+func (s *MemoryStore) Extend(ctx context.Context, c Claim, lease time.Duration) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m, err := s.running(ctx, c)
+	if err != nil {
+		return err
+	}
+	m.leaseUntil = s.now().Add(lease)
+	return nil
+}
+
+// Len returns how many records the store holds at the moment, those in progress
+// and those that have expired but are not cleared away yet among them.
+func (s *MemoryStore) Len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.records)
+}
+
+// held returns the record of c's token, in progress or completed.
+func (s *MemoryStore) held(ctx context.Context, c Claim) (*memoryRecord, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	m, ok := s.records[memoryKey{c.OrgID, c.Key}]
+	if !ok || m.token != c.Token {
+		return nil, fmt.Errorf("%w: org %s", ErrLeaseLost, c.OrgID)
+	}
+	return m, nil
+}
+
+// running returns the record of c's token if it is in progress.
+func (s *MemoryStore) running(ctx context.Context, c Claim) (*memoryRecord, error) {
+	m, err := s.held(ctx, c)
+	if err == nil && m.completed {
+		return nil, fmt.Errorf("%w: org %s: the record is completed", ErrLeaseLost, c.OrgID)
+	}
+	return m, err
+}
+
+// claimed returns what the record of c, in progress, was claimed with.
+func (s *MemoryStore) claimed(ctx context.Context, c Claim) (*Record, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m, err := s.running(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return m.rec, nil
+}
+
+// absent reports whether the record counts as absent: expired, and not in
+// progress under a lease that still holds.
+func (m *memoryRecord) absent(now time.Time) bool {
+	expired := !now.Before(m.rec.ExpiresAt)
+	return expired && (m.completed || !now.Before(m.leaseUntil))
+}
+
+// clearSome looks at a few records in no order and deletes those that count as
+// absent. With more looked at than added, the absent ones cannot pile up.
+func (s *MemoryStore) clearSome(now time.Time) {
+	const looks = 4
+	n := 0
+	for key, m := range s.records {
+		if n++; n > looks {
+			return
+		}
+		if m.absent(now) {
+			delete(s.records, key)
+		}
+	}
+}

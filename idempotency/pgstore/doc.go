@@ -1,0 +1,34 @@
+// Package pgstore keeps idempotency records in PostgreSQL, each tenant's in that
+// tenant's own schema.
+//
+// The caller owns the pool, which the store neither opens nor closes, and says by
+// a directory where each tenant lives:
+//
+//	pool, err := pgxpool.New(ctx, databaseURL)
+//	tenants, err := tenancy.PerOrg("tenant_")
+//	store, err := pgstore.New(pool, tenants)
+//	protect := idempotency.Require(store)
+//
+// The tenant's schema must have been migrated with package migrations. PostgreSQL
+// 14 or newer is needed.
+//
+// # How it works
+//
+// A claim takes one round trip: an INSERT that does nothing where there is a
+// record, and a SELECT of that record, in one pipeline. So a replay writes
+// nothing, no dead row and no WAL. Only the take-over of a record that has expired,
+// or whose lease has lapsed, takes a second one. Completing, releasing and
+// extending are one statement each, compare-and-set on the fencing token. The
+// handler runs without holding a connection.
+//
+// All times are the database's. Every statement names its schema; nothing is ever
+// set on a connection, so the store works behind PgBouncer in transaction mode,
+// given a pool that does not cache prepared statements there (set
+// DefaultQueryExecMode to pgx.QueryExecModeExec, or use PgBouncer 1.21 or newer
+// with max_prepared_statements).
+//
+// # Purging
+//
+// Expired records are deleted by [Purge], which cmd/idem-janitor runs over all
+// tenants.
+package pgstore

@@ -1,0 +1,63 @@
+package pgstore
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgidem/pgidem/idempotency"
+	"github.com/pgidem/pgidem/tenancy"
+)
+
+// SQLSTATE codes, PostgreSQL documentation appendix A.
+const (
+	codeSerializationFailure = "40001"
+	codeDeadlockDetected     = "40P01"
+	codeInvalidSchemaName    = "3F000"
+	codeUndefinedTable       = "42P01"
+)
+
+// translate is where errors of the driver become errors of this package.
+func translate(step string, orgID uuid.UUID, err error) error {
+	if err == nil {
+		return nil
+	}
+	if isMissing(err) {
+		return fmt.Errorf("pgstore: %s for org %s: %w: its schema has no table of records; run migrations.Up on it: %w",
+			step, orgID, tenancy.ErrUnknownTenant, err)
+	}
+	return fmt.Errorf("pgstore: %s for org %s: %w", step, orgID, err)
+}
+
+// changedOne is the answer to a compare-and-set on a token: no row changed means
+// that the record is another attempt's, or gone.
+func changedOne(step string, orgID uuid.UUID, n int64, err error) error {
+	if err == nil && n == 0 {
+		return fmt.Errorf("pgstore: %s for org %s: %w", step, orgID, idempotency.ErrLeaseLost)
+	}
+	return translate(step, orgID, err)
+}
+
+// isSerializationFailure reports whether the server rolled a statement back only
+// because of others beside it. It does so to a claim when the database's default
+// isolation level is stricter than READ COMMITTED.
+func isSerializationFailure(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && (pgErr.Code == codeSerializationFailure || pgErr.Code == codeDeadlockDetected)
+}
+
+// translateSchema is translate for what concerns a schema as a whole.
+func translateSchema(step string, schema tenancy.Schema, err error) error {
+	if isMissing(err) {
+		return fmt.Errorf("pgstore: %s in schema %s: %w: it has no table of records: %w", step, schema, tenancy.ErrUnknownTenant, err)
+	}
+	return fmt.Errorf("pgstore: %s in schema %s: %w", step, schema, err)
+}
+
+// isMissing reports whether a statement met no schema or no table.
+func isMissing(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && (pgErr.Code == codeUndefinedTable || pgErr.Code == codeInvalidSchemaName)
+}

@@ -1,0 +1,124 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgidem/pgidem/internal/db"
+	"github.com/pgidem/pgidem/tenancy"
+)
+
+// Querier is what [Purge] and its companions run on: a pool, a connection or a
+// transaction of pgx.
+type Querier interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// DefaultPurgeBatch is how many records [Purge] deletes in one statement unless it
+// is told otherwise.
+const DefaultPurgeBatch = 2000
+
+// purgeWindow is how many pages of the table (of 8 KiB) one statement of a purge
+// reads, so that none takes long however few of the records have expired.
+const purgeWindow = 128
+
+// PurgeOptions are the terms of a [Purge]. The zero value is usable.
+type PurgeOptions struct {
+	// Batch is how many records one statement deletes at most. Defaults to
+	// [DefaultPurgeBatch].
+	Batch int
+	// Pause is how long to rest after each statement that deleted something.
+	// Defaults to no rest.
+	Pause time.Duration
+	// Progress, if set, is called after each statement with the records deleted so
+	// far.
+	Progress func(deleted int64)
+}
+
+// Purge deletes the expired records of one schema in small transactions, and
+// returns how many it deleted, also along with an error. It walks the table from
+// its beginning to its end and needs no index on the expiry.
+//
+// It may run beside anything, other purges included: a record that is claimed
+// again at that moment is never deleted, and no claim waits for longer than one
+// statement takes. When ctx ends, Purge stops after the statement under way and
+// returns ctx's error. A schema without the table gives an error that wraps
+// [tenancy.ErrUnknownTenant].
+func Purge(ctx context.Context, q Querier, schema tenancy.Schema, opts PurgeOptions) (deleted int64, err error) {
+	if opts.Batch < 0 || opts.Batch > 1_000_000 {
+		return 0, fmt.Errorf("pgstore: purge: a batch of %d records; give 1 to 1000000", opts.Batch)
+	}
+	if opts.Batch == 0 {
+		opts.Batch = DefaultPurgeBatch
+	}
+	var texts db.Texts
+	queries := db.New(texts.Bind(q, schema.Quoted()))
+	for page := int64(0); ; {
+		if err := ctx.Err(); err != nil {
+			return deleted, err
+		}
+		row, err := queries.PurgeBatch(ctx, db.PurgeBatchParams{
+			FirstPage: page, EndPage: page + purgeWindow, BatchRows: int32(opts.Batch),
+		})
+		if err != nil {
+			return deleted, translateSchema("purge", schema, err)
+		}
+		deleted += row.Deleted
+		if opts.Progress != nil {
+			opts.Progress(deleted)
+		}
+		switch windowDone := row.Deleted < int64(opts.Batch); {
+		case windowDone && !row.More:
+			return deleted, nil
+		case windowDone:
+			page += purgeWindow
+		}
+		if row.Deleted > 0 && opts.Pause > 0 {
+			rest := time.NewTimer(opts.Pause)
+			select {
+			case <-ctx.Done():
+				rest.Stop()
+				return deleted, ctx.Err()
+			case <-rest.C:
+			}
+		}
+	}
+}
+
+// CountExpired returns how many records of a schema a [Purge] would delete now. It
+// reads the whole table.
+func CountExpired(ctx context.Context, q Querier, schema tenancy.Schema) (int64, error) {
+	var texts db.Texts
+	n, err := db.New(texts.Bind(q, schema.Quoted())).CountExpired(ctx)
+	if err != nil {
+		return 0, translateSchema("count expired", schema, err)
+	}
+	return n, nil
+}
+
+// Schemas returns the schemas of a database that hold a table of records, by name.
+// A schema that cannot be a tenant's, by the rules of [tenancy.ParseSchema], is
+// returned in the error, beside the others.
+func Schemas(ctx context.Context, q Querier) (schemas []tenancy.Schema, err error) {
+	names, err := db.New(q).TenantSchemas(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("pgstore: list tenant schemas: %w", err)
+	}
+	var unfit []error
+	for _, name := range names {
+		schema, err := tenancy.ParseSchema(name)
+		if err != nil {
+			unfit = append(unfit, fmt.Errorf("pgstore: a table of records lies where no tenant can be: %w", err))
+			continue
+		}
+		schemas = append(schemas, schema)
+	}
+	return schemas, errors.Join(unfit...)
+}

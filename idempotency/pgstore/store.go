@@ -1,0 +1,226 @@
+package pgstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgidem/pgidem/idempotency"
+	"github.com/pgidem/pgidem/internal/db"
+	"github.com/pgidem/pgidem/tenancy"
+)
+
+// Store is an [idempotency.LeaseStore] in PostgreSQL. Make one with [New]; it is
+// safe for concurrent use.
+//
+// Its methods return errors that wrap [tenancy.ErrUnknownTenant] for a tenant that
+// the directory does not know, or whose schema does not hold the tables.
+type Store struct {
+	pool  *pgxpool.Pool
+	dir   tenancy.Directory
+	texts db.Texts
+}
+
+var _ idempotency.LeaseStore = (*Store)(nil)
+
+// Option changes how a [Store] works. There are none yet.
+type Option func(*Store) error
+
+// New returns a Store over the caller's pool, with each tenant in the schema that
+// dir names. It opens no connection. The error says which argument is missing.
+func New(pool *pgxpool.Pool, dir tenancy.Directory, opts ...Option) (*Store, error) {
+	switch {
+	case pool == nil:
+		return nil, errors.New("pgstore: the pool is nil")
+	case dir == nil:
+		return nil, errors.New("pgstore: the directory is nil; use tenancy.PerOrg or tenancy.Fixed")
+	}
+	s := &Store{pool: pool, dir: dir}
+	for _, opt := range opts {
+		if err := opt(s); err != nil {
+			return nil, fmt.Errorf("pgstore: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// tenant returns the statements bound to the schema of orgID.
+func (s *Store) tenant(ctx context.Context, orgID uuid.UUID) (db.Tenant, error) {
+	if orgID == uuid.Nil {
+		return db.Tenant{}, fmt.Errorf("%w: org_id is the nil UUID", tenancy.ErrUnknownTenant)
+	}
+	schema, err := s.dir.Schema(ctx, orgID)
+	if err != nil {
+		return db.Tenant{}, fmt.Errorf("pgstore: schema of org %s: %w", orgID, err)
+	}
+	return s.texts.Bind(s.pool, schema.Quoted()), nil
+}
+
+// maxClaimTries bounds how often a claim starts over because the record changed
+// under it. Each round some other attempt got further, so a few suffice.
+const maxClaimTries = 16
+
+// errContended ends a claim that was overtaken in every round.
+var errContended = errors.New("pgstore: the record kept changing while it was claimed; try again")
+
+// Claim implements [idempotency.LeaseStore].
+func (s *Store) Claim(ctx context.Context, req idempotency.ClaimRequest) (idempotency.ClaimResult, error) {
+	tenant, err := s.tenant(ctx, req.OrgID)
+	if err != nil {
+		return idempotency.ClaimResult{}, err
+	}
+	for range maxClaimTries {
+		result, again, err := s.tryClaim(ctx, tenant, req)
+		if err != nil && !isSerializationFailure(err) {
+			return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
+		}
+		if err == nil && !again {
+			return result, nil
+		}
+	}
+	return idempotency.ClaimResult{}, errContended
+}
+
+// tryClaim claims the key once. It asks to be called again when the record
+// changed between two of its looks.
+func (s *Store) tryClaim(ctx context.Context, tenant db.Tenant, req idempotency.ClaimRequest) (_ idempotency.ClaimResult, again bool, _ error) {
+	requestHash := encodeHash(req.RequestHash)
+	claimed, row, found, err := tenant.ClaimInsertSelect(ctx, s.pool, db.ClaimInsertParams{
+		Ttl: req.TTL, Lease: req.Lease, Token: uuid.UUID(req.Token),
+		OrgID: req.OrgID, Key: req.Key, RequestHash: requestHash,
+	})
+	switch {
+	case err != nil:
+		return idempotency.ClaimResult{}, false, err
+	case claimed:
+		return idempotency.ClaimResult{Outcome: idempotency.OutcomeClaimed, Attempt: 1}, false, nil
+	case !found:
+		return idempotency.ClaimResult{}, true, nil
+	}
+
+	attempt := int32(1)
+	lapsed := !row.Completed && row.Lapsed
+	if absent := row.Expired && (row.Completed || row.Lapsed); !absent {
+		switch {
+		// The fingerprint comes before a take-over: a request that may not have
+		// the record must not touch it.
+		case decodeHash(row.RequestHash) != req.RequestHash:
+			return idempotency.ClaimResult{Outcome: idempotency.OutcomeMismatch}, false, nil
+		case row.Completed:
+			rec, err := completedRecord(req.OrgID, req.Key, db.GetRecordRow{
+				RequestHash: row.RequestHash, CreatedAt: row.CreatedAt, ExpiresAt: row.ExpiresAt,
+				ResponseStatus: row.ResponseStatus, ResponseKept: row.ResponseKept,
+				ResponseHeaders: row.ResponseHeaders, ResponseBody: row.ResponseBody,
+			})
+			return idempotency.ClaimResult{Outcome: idempotency.OutcomeCompleted, Record: rec}, false, err
+		case !lapsed:
+			return idempotency.ClaimResult{Outcome: idempotency.OutcomeInFlight}, false, nil
+		case req.Interrupted == idempotency.Refuse:
+			return idempotency.ClaimResult{Outcome: idempotency.OutcomeInterrupted}, false, nil
+		}
+		attempt = row.Attempt + 1
+	}
+	n, err := db.New(tenant).ClaimTakeOver(ctx, db.ClaimTakeOverParams{
+		Ttl: req.TTL, Lease: req.Lease, Token: uuid.UUID(req.Token), Attempt: attempt,
+		RequestHash: requestHash, OrgID: req.OrgID, Key: req.Key, SeenToken: row.Token,
+	})
+	if err != nil || n == 0 {
+		return idempotency.ClaimResult{}, err == nil, err
+	}
+	return idempotency.ClaimResult{Outcome: idempotency.OutcomeClaimed, Attempt: int(attempt)}, false, nil
+}
+
+// Complete implements [idempotency.LeaseStore].
+func (s *Store) Complete(ctx context.Context, c idempotency.Claim, rec *idempotency.Record) error {
+	tenant, err := s.tenant(ctx, c.OrgID)
+	if err != nil {
+		return err
+	}
+	n, err := db.New(tenant).Complete(ctx, db.CompleteParams{
+		ResponseStatus: int32(rec.ResponseStatus), ResponseKept: !rec.Tombstone,
+		ResponseHeaders: encodeHeaders(rec), ResponseBody: rec.ResponseBody,
+		OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token),
+	})
+	return changedOne("complete", c.OrgID, n, err)
+}
+
+// Release implements [idempotency.LeaseStore].
+func (s *Store) Release(ctx context.Context, c idempotency.Claim) error {
+	tenant, err := s.tenant(ctx, c.OrgID)
+	if err != nil {
+		return err
+	}
+	n, err := db.New(tenant).Release(ctx, db.ReleaseParams{OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token)})
+	return changedOne("release", c.OrgID, n, err)
+}
+
+// Extend implements [idempotency.LeaseStore].
+func (s *Store) Extend(ctx context.Context, c idempotency.Claim, lease time.Duration) error {
+	tenant, err := s.tenant(ctx, c.OrgID)
+	if err != nil {
+		return err
+	}
+	n, err := db.New(tenant).Extend(ctx, db.ExtendParams{Lease: lease, OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token)})
+	return changedOne("extend", c.OrgID, n, err)
+}
+
+// Get implements [idempotency.Store].
+func (s *Store) Get(ctx context.Context, orgID uuid.UUID, key string) (*idempotency.Record, error) {
+	tenant, err := s.tenant(ctx, orgID)
+	if err != nil {
+		return nil, err
+	}
+	row, err := db.New(tenant).GetRecord(ctx, db.GetRecordParams{OrgID: orgID, Key: key})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, fmt.Errorf("%w: org %s", idempotency.ErrNotFound, orgID)
+	}
+	if err != nil {
+		return nil, translate("get", orgID, err)
+	}
+	return completedRecord(orgID, key, row)
+}
+
+// Put implements [idempotency.Store]. Times that are left zero are filled in from
+// this process's clock.
+func (s *Store) Put(ctx context.Context, rec *idempotency.Record) error {
+	if rec == nil {
+		return errors.New("pgstore: put: record is nil")
+	}
+	tenant, err := s.tenant(ctx, rec.OrgID)
+	if err != nil {
+		return err
+	}
+	createdAt, expiresAt := rec.CreatedAt, rec.ExpiresAt
+	if createdAt.IsZero() {
+		createdAt = time.Now()
+	}
+	if expiresAt.IsZero() {
+		expiresAt = createdAt.Add(idempotency.DefaultTTL)
+	}
+	err = db.New(tenant).PutRecord(ctx, db.PutRecordParams{
+		CreatedAt: createdAt, ExpiresAt: expiresAt, Token: uuid.UUID(idempotency.NewToken()),
+		OrgID: rec.OrgID, Key: rec.Key, RequestHash: encodeHash(rec.RequestHash),
+		ResponseStatus: int32(rec.ResponseStatus), ResponseKept: !rec.Tombstone,
+		ResponseHeaders: encodeHeaders(rec), ResponseBody: rec.ResponseBody,
+	})
+	return translate("put", rec.OrgID, err)
+}
+
+// completedRecord makes a record of what the database holds.
+func completedRecord(orgID uuid.UUID, key string, row db.GetRecordRow) (*idempotency.Record, error) {
+	rec := &idempotency.Record{
+		OrgID: orgID, Key: key, RequestHash: decodeHash(row.RequestHash),
+		ResponseStatus: int(*row.ResponseStatus), // a completed row has one, says its CHECK
+		ResponseBody:   row.ResponseBody, Tombstone: !row.ResponseKept,
+		CreatedAt: row.CreatedAt, ExpiresAt: row.ExpiresAt,
+	}
+	if err := decodeHeaders(rec, row.ResponseHeaders); err != nil {
+		return nil, fmt.Errorf("pgstore: record of org %s: %w", orgID, err)
+	}
+	return rec, nil
+}

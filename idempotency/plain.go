@@ -1,0 +1,63 @@
+package idempotency
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// plainStore makes a [Store] without leases look like a [LeaseStore]: its claims
+// live in this process, unknown to others, and completed records in the store.
+type plainStore struct {
+	Store
+	claims *MemoryStore // records in progress only: none is ever completed here
+}
+
+func newPlainStore(s Store) *plainStore {
+	return &plainStore{Store: s, claims: NewMemoryStore()}
+}
+
+// Claim claims the key in this process first and only then looks for a record: in
+// the other order another attempt could complete in between.
+func (s *plainStore) Claim(ctx context.Context, req ClaimRequest) (ClaimResult, error) {
+	result, err := s.claims.Claim(ctx, req)
+	if err != nil || result.Outcome != OutcomeClaimed {
+		return result, err
+	}
+	rec, err := s.Get(ctx, req.OrgID, req.Key)
+	if errors.Is(err, ErrNotFound) {
+		return result, nil
+	}
+	if err != nil {
+		return ClaimResult{}, err // and the caller releases the claim
+	}
+	if err := s.claims.Release(ctx, req.Claim); err != nil {
+		return ClaimResult{}, err
+	}
+	if rec.RequestHash != req.RequestHash {
+		return ClaimResult{Outcome: OutcomeMismatch}, nil
+	}
+	return ClaimResult{Outcome: OutcomeCompleted, Record: rec}, nil
+}
+
+// Complete writes the record and gives the claim up.
+func (s *plainStore) Complete(ctx context.Context, c Claim, rec *Record) error {
+	claimed, err := s.claims.claimed(ctx, c)
+	if err != nil {
+		return err
+	}
+	full := *rec
+	full.RequestHash, full.CreatedAt, full.ExpiresAt = claimed.RequestHash, claimed.CreatedAt, claimed.ExpiresAt
+	if err := s.Put(ctx, &full); err != nil {
+		return err
+	}
+	return s.claims.Release(ctx, c)
+}
+
+// Release implements [LeaseStore].
+func (s *plainStore) Release(ctx context.Context, c Claim) error { return s.claims.Release(ctx, c) }
+
+// Extend implements [LeaseStore].
+func (s *plainStore) Extend(ctx context.Context, c Claim, lease time.Duration) error {
+	return s.claims.Extend(ctx, c, lease)
+}

@@ -1,0 +1,292 @@
+package idempotency
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// errHandlerDone is what a handler gets that writes after it has returned.
+var errHandlerDone = errors.New("idempotency: response written to after the handler returned")
+
+// recorder is the ResponseWriter that the handler sees. It keeps the response
+// back until its outcome is stored, unless the handler flushes, hijacks or
+// outgrows the bound; from then on it passes everything through, and goes on
+// recording up to the bound.
+//
+// The handler works on a header map of its own, a copy of what outer middleware
+// had set, so that nothing it does reaches the client before its time, and an
+// attempt that comes to nothing leaves no trace.
+type recorder struct {
+	w        http.ResponseWriter
+	outer    http.Header // what outer middleware had set; not changed
+	header   http.Header // what the handler sees
+	method   string
+	maxBytes int
+
+	mu        sync.Mutex
+	status    int         // final status, 0 until it is decided
+	final     http.Header // the handler's headers at that moment
+	body      []byte
+	sent      bool // status and headers are on their way to the client
+	truncated bool // the body outgrew the bound: it is not recorded
+	hijacked  bool
+	closed    bool
+}
+
+func newRecorder(w http.ResponseWriter, method string, maxBytes int) *recorder {
+	outer := w.Header().Clone()
+	header := outer.Clone()
+	if header == nil {
+		header = make(http.Header)
+	}
+	return &recorder{w: w, outer: outer, header: header, method: method, maxBytes: maxBytes}
+}
+
+// Header implements [http.ResponseWriter].
+func (rec *recorder) Header() http.Header { return rec.header }
+
+// Unwrap lets [http.ResponseController] reach the underlying writer for what the
+// recorder has no part in, such as deadlines.
+func (rec *recorder) Unwrap() http.ResponseWriter { return rec.w }
+
+// WriteHeader implements [http.ResponseWriter].
+func (rec *recorder) WriteHeader(status int) {
+	rec.mu.Lock()
+	defer rec.mu.Unlock()
+	if rec.closed || rec.hijacked || rec.status != 0 {
+		return // net/http ignores it as well, and logs
+	}
+	if status < 100 || status > 999 {
+		panic(fmt.Sprintf("invalid WriteHeader code %v", status)) // as net/http does
+	}
+	if status < 200 && status != http.StatusSwitchingProtocols {
+		// Informational: it goes out at once and decides nothing.
+		replaceHeaders(rec.w.Header(), rec.header)
+		rec.w.WriteHeader(status)
+		return
+	}
+	rec.decide(status)
+	if status == http.StatusSwitchingProtocols {
+		rec.truncated = true // what follows on the connection is not HTTP
+		rec.send()
+	}
+}
+
+// decide fixes the final status and headers.
+func (rec *recorder) decide(status int) {
+	rec.status = status
+	rec.final = rec.header.Clone()
+}
+
+// Write implements [http.ResponseWriter].
+func (rec *recorder) Write(p []byte) (int, error) {
+	rec.mu.Lock()
+	defer rec.mu.Unlock()
+	if err := rec.prepare(); err != nil {
+		return 0, err
+	}
+	if rec.record(len(p)) {
+		rec.body = append(rec.body, p...)
+	}
+	if !rec.sent {
+		return len(p), nil
+	}
+	return rec.w.Write(p)
+}
+
+// WriteString implements [io.StringWriter].
+func (rec *recorder) WriteString(s string) (int, error) {
+	rec.mu.Lock()
+	defer rec.mu.Unlock()
+	if err := rec.prepare(); err != nil {
+		return 0, err
+	}
+	if rec.record(len(s)) {
+		rec.body = append(rec.body, s...)
+	}
+	if !rec.sent {
+		return len(s), nil
+	}
+	return io.WriteString(rec.w, s)
+}
+
+// prepare does what net/http does before any byte of the body.
+func (rec *recorder) prepare() error {
+	switch {
+	case rec.closed:
+		return errHandlerDone
+	case rec.hijacked:
+		return http.ErrHijacked
+	}
+	if rec.status == 0 {
+		rec.decide(http.StatusOK)
+	}
+	if !bodyAllowed(rec.status) {
+		return http.ErrBodyNotAllowed
+	}
+	return nil
+}
+
+// record reports whether n more bytes are to be recorded. When they go past the
+// bound, what was held back is sent, and nothing is recorded any more.
+func (rec *recorder) record(n int) bool {
+	if rec.truncated {
+		return false
+	}
+	if len(rec.body)+n <= rec.maxBytes {
+		return true
+	}
+	rec.truncated = true
+	rec.send()
+	rec.body = nil
+	return false
+}
+
+// send puts the status, the headers and what was held back of the body on the
+// way, once.
+func (rec *recorder) send() {
+	if rec.sent || rec.hijacked {
+		return
+	}
+	rec.sent = true
+	replaceHeaders(rec.w.Header(), rec.final)
+	rec.w.WriteHeader(rec.status)
+	if len(rec.body) > 0 {
+		rec.w.Write(rec.body)
+	}
+}
+
+// Flush implements [http.Flusher].
+func (rec *recorder) Flush() { _ = rec.FlushError() }
+
+// FlushError sends what was held back and flushes it; from then on the response
+// streams. [http.ResponseController] calls it.
+func (rec *recorder) FlushError() error {
+	rec.mu.Lock()
+	defer rec.mu.Unlock()
+	switch {
+	case rec.closed:
+		return errHandlerDone
+	case rec.hijacked:
+		return http.ErrHijacked
+	}
+	if rec.status == 0 {
+		rec.decide(http.StatusOK)
+	}
+	rec.sniff()
+	rec.send()
+	return http.NewResponseController(rec.w).Flush()
+}
+
+// Hijack implements [http.Hijacker]. What goes over the connection from then on
+// is not recorded.
+func (rec *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	rec.mu.Lock()
+	defer rec.mu.Unlock()
+	if rec.closed {
+		return nil, nil, errHandlerDone
+	}
+	conn, rw, err := http.NewResponseController(rec.w).Hijack()
+	rec.hijacked = rec.hijacked || err == nil
+	return conn, rw, err
+}
+
+// close ends the handler's time: whatever it still writes gets an error. It
+// decides the status of a handler that wrote nothing.
+func (rec *recorder) close() {
+	rec.mu.Lock()
+	defer rec.mu.Unlock()
+	rec.closed = true
+	if rec.status == 0 && !rec.hijacked {
+		rec.decide(http.StatusOK)
+	}
+	rec.sniff()
+}
+
+// abandon is close for a handler that ended without an outcome: what it set and
+// did not send is forgotten, so that whoever answers in its place starts clean.
+func (rec *recorder) abandon() {
+	rec.mu.Lock()
+	defer rec.mu.Unlock()
+	rec.closed = true
+	if !rec.sent && !rec.hijacked {
+		replaceHeaders(rec.w.Header(), rec.outer) // an informational response may have shown them
+	}
+}
+
+// silent reports whether the handler has written nothing at all.
+func (rec *recorder) silent() bool {
+	rec.mu.Lock()
+	defer rec.mu.Unlock()
+	return rec.status == 0 && !rec.hijacked
+}
+
+// sniff fixes the Content-Type that net/http would guess from the first bytes
+// that it gets. A replay writes the body in one piece, so its guess might differ.
+func (rec *recorder) sniff() {
+	if rec.sent || rec.hijacked || len(rec.body) == 0 {
+		return
+	}
+	_, hasType := rec.final["Content-Type"]
+	if !hasType && rec.final.Get("Content-Encoding") == "" && rec.final.Get("Transfer-Encoding") == "" {
+		rec.final.Set("Content-Type", http.DetectContentType(rec.body))
+	}
+}
+
+// finish sends a response that was held back, and the trailers of any. The
+// recorder must be closed, so that the handler no longer has a hand in it.
+func (rec *recorder) finish() {
+	if rec.hijacked {
+		return
+	}
+	hasTrailers := len(rec.final["Trailer"]) > 0
+	for name := range rec.header {
+		hasTrailers = hasTrailers || strings.HasPrefix(name, http.TrailerPrefix)
+	}
+	if !rec.sent && !hasTrailers {
+		setContentLength(rec.final, rec.method, rec.status, len(rec.body))
+	}
+	if !rec.sent && hasTrailers {
+		delete(rec.final, "Content-Length") // a body with trailers is chunked
+	}
+	rec.send()
+	if hasTrailers {
+		rec.sendTrailers()
+	}
+}
+
+// sendTrailers hands net/http the trailers, which it looks for in the header map
+// when the handler chain has returned.
+func (rec *recorder) sendTrailers() {
+	dst := rec.w.Header()
+	for name, values := range rec.header {
+		if strings.HasPrefix(name, http.TrailerPrefix) {
+			dst[name] = values
+		}
+	}
+	for _, name := range listed(rec.final["Trailer"]) {
+		if values, ok := rec.header[name]; ok {
+			dst[name] = values
+		}
+	}
+}
+
+// setContentLength states the length of a body that is known in full.
+func setContentLength(h http.Header, method string, status, n int) {
+	if bodyAllowed(status) && method != http.MethodHead {
+		h["Content-Length"] = []string{strconv.Itoa(n)}
+	}
+}
+
+// bodyAllowed reports whether a response of the status may have a body, RFC 9110
+// section 6.4.1.
+func bodyAllowed(status int) bool {
+	return status >= 200 && status != http.StatusNoContent && status != http.StatusNotModified
+}

@@ -1,0 +1,155 @@
+package idempotency
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Defaults of the options that shape a claim.
+const (
+	DefaultTTL   = 24 * time.Hour
+	DefaultLease = 30 * time.Second
+)
+
+// Store keeps completed records. It is the least that [Require] works with; a
+// store that can also exclude concurrent attempts implements [LeaseStore].
+//
+// Across processes a plain Store cannot exclude duplicates: two processes that
+// get the same request at the same time both find no record and both run the
+// handler. Within one process Require keeps a table of claims in front of it,
+// so that there only one runs.
+//
+// A Store must be safe for concurrent use, and must keep tenants apart: a record
+// is found by its org_id and key together. It neither keeps nor changes the
+// record that it is given, and the caller may change the record that it gets.
+type Store interface {
+	// Get returns the completed record of a key that has not expired, or an
+	// error that wraps [ErrNotFound]. A key that is in progress has none.
+	Get(ctx context.Context, orgID uuid.UUID, key string) (*Record, error)
+
+	// Put writes a completed record whole, in place of whatever was there, a
+	// claim in progress included. A zero CreatedAt means now; a zero ExpiresAt
+	// means [DefaultTTL] after CreatedAt.
+	Put(ctx context.Context, rec *Record) error
+}
+
+// LeaseStore is a [Store] in which an attempt claims a key for the length of a
+// lease before it runs, so that of any number of concurrent attempts, in any
+// number of processes, exactly one does. [MemoryStore] and pgstore.Store are
+// LeaseStores; package idempotencytest proves that a store of your own is one.
+//
+// A record is absent, in progress under the token of one claim, or completed.
+// One whose ExpiresAt has passed counts as absent, unless it is in progress
+// under a lease that has not lapsed. Time is the store's, not the caller's.
+//
+// An error other than those named below is a passing fault of the store, after
+// which the call may or may not have taken effect. An error that wraps
+// [tenancy.ErrUnknownTenant] says that the tenant has no place in the store.
+type LeaseStore interface {
+	Store
+
+	// Claim tries to claim req.Key for the attempt named by req.Token.
+	//
+	// After an error the claim may stand all the same, when the store's answer
+	// was lost; the caller then calls Release with the same token.
+	Claim(ctx context.Context, req ClaimRequest) (ClaimResult, error)
+
+	// Complete stores the outcome of the attempt that holds c. Of rec it takes
+	// the response; the fingerprint and the times are those of the claim. It may
+	// be repeated after a fault. It returns an error that wraps [ErrLeaseLost],
+	// and changes nothing, when the record is no longer of c's token.
+	Complete(ctx context.Context, c Claim, rec *Record) error
+
+	// Release ends c without an outcome: the record is absent again. It returns
+	// an error that wraps [ErrLeaseLost], and changes nothing, when the record
+	// is no longer of c's token or has been completed.
+	Release(ctx context.Context, c Claim) error
+
+	// Extend moves the end of c's lease to the given time from now. It returns
+	// an error that wraps [ErrLeaseLost], and changes nothing, when the record
+	// is no longer of c's token or has been completed.
+	Extend(ctx context.Context, c Claim, lease time.Duration) error
+}
+
+// Token is the fencing token of one attempt: 128 random bits that no other
+// attempt ever has. An attempt that was paused past its lease finds another
+// token on its record and can change nothing there.
+type Token [16]byte
+
+// NewToken returns a fresh token from the system's secure random source.
+func NewToken() Token {
+	var t Token
+	rand.Read(t[:]) // never fails: crypto/rand ends the program instead
+	return t
+}
+
+// String returns the token in hexadecimal.
+func (t Token) String() string { return hex.EncodeToString(t[:]) }
+
+// Claim names one attempt's hold on a key.
+type Claim struct {
+	OrgID uuid.UUID
+	Key   string
+	Token Token
+}
+
+// ClaimRequest is a [Claim] to be made, with its terms.
+type ClaimRequest struct {
+	Claim
+	// RequestHash is the fingerprint of the request. A record of another
+	// fingerprint is never taken over before it expires.
+	RequestHash string
+	// Lease is how long the claim excludes others unless it is extended.
+	Lease time.Duration
+	// TTL is how long after the claim the record expires.
+	TTL time.Duration
+	// Interrupted says what to do with a record in progress whose lease lapsed.
+	Interrupted InterruptedPolicy
+}
+
+// InterruptedPolicy says what a request gets that finds an earlier attempt of
+// itself interrupted: in progress, with a lease that has lapsed.
+type InterruptedPolicy uint8
+
+const (
+	// Rerun takes the record over and runs the handler again. It is the default.
+	Rerun InterruptedPolicy = iota
+	// Refuse leaves the record as it is until it expires, and answers that the
+	// outcome is unknown: for handlers whose effect must not happen twice and
+	// cannot be looked up.
+	Refuse
+)
+
+// ClaimOutcome is what became of a [ClaimRequest].
+type ClaimOutcome uint8
+
+const (
+	// OutcomeClaimed means that the attempt holds the key and is to run. It is the only
+	// outcome that changes the store.
+	OutcomeClaimed ClaimOutcome = iota + 1
+	// OutcomeCompleted means that a record of the same fingerprint is completed.
+	OutcomeCompleted
+	// OutcomeInFlight means that another attempt of the same fingerprint holds the key.
+	OutcomeInFlight
+	// OutcomeMismatch means that there is a record, in progress or completed, of
+	// another fingerprint.
+	OutcomeMismatch
+	// OutcomeInterrupted means that an attempt of the same fingerprint let its lease
+	// lapse, and the request asked to [Refuse] such a record.
+	OutcomeInterrupted
+)
+
+// ClaimResult is the answer to a [ClaimRequest].
+type ClaimResult struct {
+	Outcome ClaimOutcome
+	// Attempt counts the attempts at the record, from 1, when the outcome is
+	// OutcomeClaimed. It is above 1 after a take-over of an interrupted attempt.
+	Attempt int
+	// Record is the completed record when the outcome is
+	// OutcomeCompleted. It may be shared: the caller must not change it.
+	Record *Record
+}
