@@ -51,7 +51,12 @@ type Problem struct {
 }
 
 // Error implements error.
-func (p *Problem) Error() string { return p.reason.Error() }
+func (p *Problem) Error() string {
+	if p.reason == nil { // made by someone else
+		return p.Title
+	}
+	return p.reason.Error()
+}
 
 // Unwrap returns the reason.
 func (p *Problem) Unwrap() error { return p.reason }

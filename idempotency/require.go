@@ -314,6 +314,9 @@ func (x *exchange) serveClaimed(body []byte, c Claim, attempt int, asked time.Ti
 		return
 	}
 	rec.close()
+	// The handler may have had its effect: unless end gets to say otherwise, for
+	// the panic of a rule of the user's, this is what must be known.
+	x.event.Decision = DecisionCompleteFailed
 	x.end(c, rec)
 }
 

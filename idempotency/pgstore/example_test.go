@@ -1,0 +1,139 @@
+package pgstore_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgidem/pgidem/authctx"
+	"github.com/pgidem/pgidem/idempotency"
+	"github.com/pgidem/pgidem/idempotency/pgstore"
+	"github.com/pgidem/pgidem/internal/pgtest"
+	"github.com/pgidem/pgidem/migrations"
+	"github.com/pgidem/pgidem/tenancy"
+)
+
+// README begins here.
+
+// protect stands authentication and idempotency in front of the service's routes.
+func protect(routes http.Handler, pool *pgxpool.Pool, jwtKey []byte) (http.Handler, error) {
+	const login = "POST /v1/auth/login"
+
+	auth, err := authctx.New(
+		authctx.WithKey("HS256", jwtKey),
+		authctx.WithExclude(login), // whoever logs in has no token yet
+	)
+	if err != nil {
+		return nil, err
+	}
+	tenants, err := tenancy.PerOrg("tenant_") // org_id -> its schema
+	if err != nil {
+		return nil, err
+	}
+	store, err := pgstore.New(pool, tenants)
+	if err != nil {
+		return nil, err
+	}
+	idempotent := idempotency.Require(store,
+		idempotency.WithExclude(login), // a token must not be stored
+		idempotency.WithRequireKey("POST /v1/payments"),
+	)
+	return auth.Middleware(idempotent(routes)), nil
+}
+
+// README ends here.
+
+func TestREADMEShowsTheWiring(t *testing.T) {
+	t.Parallel()
+	source, err := os.ReadFile("example_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, wiring, _ := strings.Cut(string(source), "// README begins here.\n\n")
+	wiring, _, found := strings.Cut(wiring, "\n// README ends here.")
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !found || !strings.Contains(string(readme), "```go\n"+wiring+"```\n") {
+		t.Error("the wiring in README.md is not the one of this example; copy it over")
+	}
+}
+
+// A service wires authentication, the tenant's schema and the store together; the
+// tenant's schema is made when the tenant is.
+func Example() {
+	ctx := context.Background()
+	server, err := pgtest.Start(ctx, pgtest.WithLog(nil))
+	if err != nil {
+		panic(err)
+	}
+	defer server.Stop()
+	databaseURL, _, err := server.CreateDatabase(ctx)
+	if err != nil {
+		panic(err)
+	}
+
+	// When the tenant signs up:
+	org := uuid.MustParse("6f1c2f6e-0d5a-4c8e-9f5e-2f0a3c1d7b42")
+	tenants, err := tenancy.PerOrg("tenant_")
+	if err != nil {
+		panic(err)
+	}
+	schema, err := tenants.Schema(ctx, org)
+	if err != nil {
+		panic(err)
+	}
+	if err := migrations.Up(ctx, databaseURL, schema); err != nil {
+		panic(err)
+	}
+
+	// When the service starts:
+	pool, err := pgxpool.New(ctx, databaseURL)
+	if err != nil {
+		panic(err)
+	}
+	defer pool.Close()
+	payments := 0
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /v1/payments", func(w http.ResponseWriter, r *http.Request) {
+		payments++
+		w.WriteHeader(http.StatusCreated)
+		fmt.Fprint(w, "payment ", payments)
+	})
+	key := []byte("an example's key, of 32 bytes or more")
+	handler, err := protect(mux, pool, key)
+	if err != nil {
+		panic(err)
+	}
+
+	// When a client pays, and tries again because it heard nothing:
+	token, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{
+		"sub": "ann", "org_id": org.String(), "exp": time.Now().Add(time.Hour).Unix(),
+	}).SignedString(key)
+	if err != nil {
+		panic(err)
+	}
+	for range 2 {
+		r := httptest.NewRequest(http.MethodPost, "/v1/payments", strings.NewReader(`{"amount":1200}`))
+		r.Header.Set("Authorization", "Bearer "+token)
+		r.Header.Set("Idempotency-Key", "8e03978e-40d5-43e8-bc93-6894a57f9324")
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, r)
+		body, _ := io.ReadAll(w.Body)
+		fmt.Printf("%d %s replayed: %q\n", w.Code, body, w.Header().Get("Idempotency-Replayed"))
+	}
+	// Output:
+	// 201 payment 1 replayed: ""
+	// 201 payment 1 replayed: "true"
+}
