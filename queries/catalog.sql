@@ -1,7 +1,9 @@
 -- name: TenantSchemas :many
--- TenantSchemas lists the schemas that hold a table of records, by name.
+-- TenantSchemas lists the schemas that hold a table of records, by name. Another
+-- application's table that happens to have the name lacks the column.
 SELECT n.nspname::text AS schema
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.relname = 'idempotency_records' AND c.relkind IN ('r', 'p')
+JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'lease_until' AND NOT a.attisdropped
+WHERE c.relname = 'idempotency_records' AND c.relkind = 'r'
 ORDER BY n.nspname;

@@ -29,6 +29,10 @@ const DefaultPurgeBatch = 2000
 // reads, so that none takes long however few of the records have expired.
 const purgeWindow = 128
 
+// maxPurgeConflicts bounds how often in a row a statement of a purge is repeated
+// because of others beside it.
+const maxPurgeConflicts = 16
+
 // PurgeOptions are the terms of a [Purge]. The zero value is usable.
 type PurgeOptions struct {
 	// Batch is how many records one statement deletes at most. Defaults to
@@ -44,7 +48,8 @@ type PurgeOptions struct {
 
 // Purge deletes the expired records of one schema in small transactions, and
 // returns how many it deleted, also along with an error. It walks the table from
-// its beginning to its end and needs no index on the expiry.
+// its beginning to its end and needs no index on the expiry. The role needs SELECT,
+// UPDATE (to lock what it looks at) and DELETE on the table.
 //
 // It may run beside anything, other purges included: a record that is claimed
 // again at that moment is never deleted, and no claim waits for longer than one
@@ -60,25 +65,30 @@ func Purge(ctx context.Context, q Querier, schema tenancy.Schema, opts PurgeOpti
 	}
 	var texts db.Texts
 	queries := db.New(texts.Bind(q, schema.Quoted()))
-	for page := int64(0); ; {
+	for page, conflicts := int64(0), 0; ; {
 		if err := ctx.Err(); err != nil {
 			return deleted, err
 		}
 		row, err := queries.PurgeBatch(ctx, db.PurgeBatchParams{
 			FirstPage: page, EndPage: page + purgeWindow, BatchRows: int32(opts.Batch),
 		})
+		if isSerializationFailure(err) && conflicts < maxPurgeConflicts {
+			conflicts++ // under a strict isolation level; the next snapshot sees what came in between
+			continue
+		}
 		if err != nil {
 			return deleted, translateSchema("purge", schema, err)
 		}
+		conflicts = 0
 		deleted += row.Deleted
 		if opts.Progress != nil {
 			opts.Progress(deleted)
 		}
 		switch windowDone := row.Deleted < int64(opts.Batch); {
-		case windowDone && !row.More:
+		case windowDone && row.NextPage < 0:
 			return deleted, nil
 		case windowDone:
-			page += purgeWindow
+			page = row.NextPage
 		}
 		if row.Deleted > 0 && opts.Pause > 0 {
 			rest := time.NewTimer(opts.Pause)

@@ -166,6 +166,72 @@ func TestPurgeDoesNotWaitForClaims(t *testing.T) {
 	}
 }
 
+// TestPurgeWalksSparseTables: records far apart, with emptied pages in between, are
+// all found, and the table may even be partitioned, where a ctid names several rows.
+func TestPurgeWalksSparseTables(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	org := storetest.NewTenant(t, pool)
+	schema := storetest.SchemaOf(t, org)
+	table := schema.Quoted() + ".idempotency_records"
+	fill(t, pool, org, 60_000, 4)
+	if _, err := pool.Exec(t.Context(), `DELETE FROM `+table+` WHERE key NOT IN ('fill-1', 'fill-30001', 'fill-59999', 'fill-60000')`); err != nil {
+		t.Fatal(err)
+	}
+	steps := 0
+	deleted, err := pgstore.Purge(t.Context(), pool, schema, pgstore.PurgeOptions{Progress: func(int64) { steps++ }})
+	if err != nil || deleted != 3 || steps > 4 {
+		t.Errorf("Purge = %d, %v in %d statements; want 3 in at most 4", deleted, err, steps)
+	}
+
+	for _, sql := range []string{
+		`ALTER TABLE ` + table + ` RENAME TO plain`,
+		`CREATE TABLE ` + table + ` (LIKE ` + schema.Quoted() + `.plain) PARTITION BY HASH (key)`,
+		`CREATE TABLE ` + schema.Quoted() + `.part_0 PARTITION OF ` + table + ` FOR VALUES WITH (MODULUS 2, REMAINDER 0)`,
+		`CREATE TABLE ` + schema.Quoted() + `.part_1 PARTITION OF ` + table + ` FOR VALUES WITH (MODULUS 2, REMAINDER 1)`,
+	} {
+		if _, err := pool.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fill(t, pool, org, 4000, 2)
+	if _, err := pgstore.Purge(t.Context(), pool, schema, pgstore.PurgeOptions{Batch: 100}); err != nil {
+		t.Error(err)
+	}
+	var live int
+	if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM `+table+` WHERE expires_at > now()`).Scan(&live); err != nil || live != 2000 {
+		t.Errorf("%d live records left, %v; want all 2000", live, err)
+	}
+}
+
+// TestPurgeUnderStrictIsolation: purges side by side get in each other's way
+// without failing.
+func TestPurgeUnderStrictIsolation(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	org := storetest.NewTenant(t, pool)
+	cfg := pool.Config()
+	cfg.ConnConfig.RuntimeParams["default_transaction_isolation"] = "serializable"
+	strict, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer strict.Close()
+	fill(t, pool, org, 5000, 10_000)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			if _, err := pgstore.Purge(t.Context(), strict, storetest.SchemaOf(t, org), pgstore.PurgeOptions{Batch: 100}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := count(t, pool, org); n != 0 {
+		t.Errorf("%d records left, want none", n)
+	}
+}
+
 func TestPurgeStopsWhenTold(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.NewPool(t)
@@ -211,7 +277,9 @@ func TestSchemas(t *testing.T) {
 		t.Fatalf("Schemas of an empty database = %v, %v", schemas, err)
 	}
 	a, b := storetest.NewSchema(t, pool, "b_tenant"), storetest.NewSchema(t, pool, "a_tenant")
-	if _, err := pool.Exec(t.Context(), `CREATE SCHEMA empty; CREATE SCHEMA "Odd"; CREATE TABLE "Odd".idempotency_records ()`); err != nil {
+	if _, err := pool.Exec(t.Context(), `CREATE SCHEMA empty; CREATE SCHEMA "Odd"; CREATE TABLE "Odd".idempotency_records (lease_until timestamptz);
+		CREATE SCHEMA another; CREATE TABLE another.idempotency_records (id bigint); -- another application's
+		CREATE SCHEMA view; CREATE VIEW view.idempotency_records AS SELECT now() AS lease_until`); err != nil {
 		t.Fatal(err)
 	}
 	schemas, err := pgstore.Schemas(t.Context(), pool)

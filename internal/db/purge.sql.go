@@ -35,10 +35,16 @@ WITH deleted AS (
         LIMIT $3
         FOR UPDATE SKIP LOCKED
     ))
+      AND d.expires_at <= now() AND (d.completed_at IS NOT NULL OR d.lease_until <= now())
     RETURNING 1
 )
 SELECT (SELECT count(*) FROM deleted) AS deleted,
-       EXISTS (SELECT FROM /*tenant.*/idempotency_records AS b WHERE b.ctid >= format('(%s,0)', $1::bigint)::tid) AS more
+       COALESCE((
+           SELECT ltrim(split_part(b.ctid::text, ',', 1), '(')::bigint
+           FROM /*tenant.*/idempotency_records AS b
+           WHERE b.ctid >= format('(%s,0)', $1::bigint)::tid
+           LIMIT 1
+       ), -1)::bigint AS next_page
 `
 
 type PurgeBatchParams struct {
@@ -48,17 +54,20 @@ type PurgeBatchParams struct {
 }
 
 type PurgeBatchRow struct {
-	Deleted int64
-	More    bool
+	Deleted  int64
+	NextPage int64
 }
 
 // PurgeBatch deletes at most batch_rows absent records among the table's pages
-// from first_page up to, not including, end_page, and tells whether any record
-// lies beyond. The rows are found, locked and checked in one statement: a row
-// that a claim has just taken over is locked, and skipped, or no longer absent.
+// from first_page up to, not including, end_page. It returns how many, and the
+// first page from end_page on that holds a record, or -1.
+//
+// The rows are found, locked and checked in one statement: a row that a claim has
+// just taken over is locked, and skipped, or no longer absent. The DELETE checks
+// again, because a ctid names one row in one plain table only.
 func (q *Queries) PurgeBatch(ctx context.Context, arg PurgeBatchParams) (PurgeBatchRow, error) {
 	row := q.db.QueryRow(ctx, purgeBatch, arg.EndPage, arg.FirstPage, arg.BatchRows)
 	var i PurgeBatchRow
-	err := row.Scan(&i.Deleted, &i.More)
+	err := row.Scan(&i.Deleted, &i.NextPage)
 	return i, err
 }

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"strings"
+)
+
+const helpHead = `idem-janitor deletes the expired idempotency records of all tenants of a database.
+
+Usage:
+  idem-janitor [flags]
+
+Examples:
+  idem-janitor --database-url postgres://janitor@db/app --dry-run
+  idem-janitor --schema tenant_a,tenant_b
+  idem-janitor --max-duration 5m --json             # from cron, every hour say
+  idem-janitor --interval 1h --pause 20ms --quiet   # as a service
+
+Flags, with the environment variable that is used where the flag is not given:
+`
+
+const helpTail = `
+Tenants are visited in random order, first those that the round before did not
+finish, so a --max-duration starves none of them. Several janitors may run side by
+side. A tenant that is dropped meanwhile is no failure.
+
+Exit codes:
+  0    all tenants were purged, or there are none; with --interval: stopped by a signal
+  1    at least one tenant failed; the others were visited all the same
+  2    a flag or a variable is wrong
+  3    the database could not be reached, or its tenants not be listed
+  4    --max-duration ended the round before all tenants were done; none had failed
+  130  SIGINT ended the round likewise
+  143  SIGTERM ended the round likewise
+
+With --interval a failed round is reported and the next one runs all the same, also
+when the database was away. A second signal ends the process at once.
+`
+
+func helpText() string {
+	var text strings.Builder
+	text.WriteString(helpHead)
+	new(config).flags().VisitAll(func(f *flag.Flag) {
+		value, usage := flag.UnquoteUsage(f)
+		_, _ = fmt.Fprintf(&text, "  --%s", f.Name)
+		if b, ok := f.Value.(interface{ IsBoolFlag() bool }); !ok || !b.IsBoolFlag() {
+			text.WriteString(" " + value)
+		}
+		if name := variable(f.Name); name != "" {
+			text.WriteString("   [" + name + "]")
+		}
+		text.WriteString("\n" + indent(usage+"."))
+	})
+	text.WriteString(helpTail)
+	return text.String()
+}
+
+// indent wraps a text into indented lines of at most 84 characters.
+func indent(text string) string {
+	const margin, width = "       ", 84
+	var wrapped strings.Builder
+	line := margin
+	for word := range strings.FieldsSeq(text) {
+		if len(line)+1+len(word) > width {
+			wrapped.WriteString(line + "\n")
+			line = margin
+		}
+		line += " " + word
+	}
+	wrapped.WriteString(line + "\n")
+	return wrapped.String()
+}
