@@ -39,7 +39,7 @@ cover: ## Show the statement coverage of each package by its own tests
 fuzz: ## Run each fuzz target for FUZZTIME (default 1m)
 	@set -e; for dir in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
 		for target in $$(grep -rhoE '^func Fuzz\w+' $$dir/*_test.go | cut -c6- | sort); do \
-			echo "$$dir $$target"; $(GO) test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) $$dir; \
+			echo "$$dir $$target"; $(GO) test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) -fuzzminimizetime=10x $$dir; \
 		done; \
 	done
 

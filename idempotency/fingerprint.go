@@ -21,14 +21,18 @@ const fingerprintVersion = "pgidem-1"
 // requests run together. Host and headers are left out on purpose: a retry may
 // come through another host name, with a fresh token and a fresh trace.
 func requestFingerprint(r *http.Request, body []byte) (string, error) {
+	return fingerprint(fingerprintVersion, r, body), nil
+}
+
+func fingerprint(version string, r *http.Request, body []byte) string {
 	h := sha256.New()
 	head := make([]byte, 0, 256)
-	for _, part := range [...]string{fingerprintVersion, r.Method, r.URL.EscapedPath(), r.URL.RawQuery} {
+	for _, part := range [...]string{version, r.Method, r.URL.EscapedPath(), r.URL.RawQuery} {
 		head = binary.BigEndian.AppendUint64(head, uint64(len(part)))
 		head = append(head, part...)
 	}
 	head = binary.BigEndian.AppendUint64(head, uint64(len(body)))
 	h.Write(head)
 	h.Write(body)
-	return hex.EncodeToString(h.Sum(nil)), nil
+	return hex.EncodeToString(h.Sum(nil))
 }

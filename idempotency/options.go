@@ -247,8 +247,8 @@ func WithReplayHeader(name string) Option {
 }
 
 // WithFingerprint replaces the fingerprint by which a retry is told from another
-// request that reuses its key. Defaults to SHA-256 over method, path, raw query
-// and body.
+// request that reuses its key; [CanonicalJSON] is a ready one. Defaults to SHA-256
+// over method, path, raw query and body.
 func WithFingerprint(f Fingerprint) Option {
 	return func(c *config) error {
 		c.fingerprint = f
