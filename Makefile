@@ -66,8 +66,12 @@ verify: $(BIN)/sqlc $(BIN)/goose ## Check that generated code, migrations, go.mo
 lint: $(BIN)/golangci-lint ## Lint, import directions included
 	$(BIN)/golangci-lint run ./...
 
+.PHONY: readme
+readme: tools ## Run the commands of the README on a throw-away PostgreSQL
+	$(GO) run ./internal/pgtest/pgrun scripts/readme.sh
+
 .PHONY: ci
-ci: verify lint test test-race demo ## All that must pass before a change lands
+ci: verify lint test test-race demo readme ## All that must pass before a change lands
 
 .PHONY: tools
 tools: $(BIN)/sqlc $(BIN)/goose $(BIN)/golangci-lint $(BIN)/benchstat ## Build the pinned tools into .bin

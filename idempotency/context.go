@@ -20,10 +20,26 @@ func FromContext(ctx context.Context) (uuid.UUID, bool) {
 	return tenancy.OrgID(ctx)
 }
 
-type attemptKey struct{}
+type claimedKey struct{}
 
-func withAttempt(ctx context.Context, n int) context.Context {
-	return context.WithValue(ctx, attemptKey{}, n)
+// claimed is what a handler may know of the claim that it runs under.
+type claimed struct {
+	key     string
+	attempt int
+}
+
+func withClaimed(ctx context.Context, c claimed) context.Context {
+	return context.WithValue(ctx, claimedKey{}, c)
+}
+
+// Key returns the idempotency key of the request as its client meant it: unquoted,
+// and without the scope of [WithScope]. It is unique within the tenant (and the
+// scope) for as long as its record lives, so a handler may keep it in a unique
+// column beside its effect, and find the effect again after a crash. It reports
+// false outside a handler that [Require] runs under a claim.
+func Key(ctx context.Context) (key string, ok bool) {
+	c, ok := ctx.Value(claimedKey{}).(claimed)
+	return c.key, ok
 }
 
 // Attempt returns which attempt at the request's idempotency key is running,
@@ -32,6 +48,6 @@ func withAttempt(ctx context.Context, n int) context.Context {
 // before that is unknown. It reports false outside a handler that [Require]
 // runs under a claim.
 func Attempt(ctx context.Context) (n int, ok bool) {
-	n, ok = ctx.Value(attemptKey{}).(int)
-	return n, ok
+	c, ok := ctx.Value(claimedKey{}).(claimed)
+	return c.attempt, ok
 }

@@ -34,6 +34,7 @@
 //   - The first time: the handler runs; its response is stored, and then sent.
 //   - Again, with the same fingerprint: the stored status, headers and body, byte
 //     for byte, and Idempotency-Replayed: true. The handler does not run.
+//     [WithReplayCheck] may refuse it, with 403.
 //   - Again, with another fingerprint (method, path, query or body): 422.
 //   - Again, while the first is in progress: 409 with Retry-After.
 //   - In progress, but the lease has lapsed because the process died: the next

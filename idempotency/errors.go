@@ -29,6 +29,8 @@ var (
 	ErrInterrupted = errors.New("idempotency: outcome of an earlier attempt unknown")
 	// ErrNotKept means that the request completed before, but its response was not kept.
 	ErrNotKept = errors.New("idempotency: response not kept")
+	// ErrReplayDenied means that [WithReplayCheck] refused to show a stored response.
+	ErrReplayDenied = errors.New("idempotency: replay denied")
 	// ErrNoOutcome means that the handler returned without a response after its context
 	// had been cancelled.
 	ErrNoOutcome = errors.New("idempotency: handler gave up without an outcome")

@@ -37,6 +37,8 @@ const (
 	// DecisionNotKept means refused: completed before, but the response was not
 	// kept.
 	DecisionNotKept Decision = "not_kept"
+	// DecisionReplayDenied means refused: [WithReplayCheck] had the last say.
+	DecisionReplayDenied Decision = "replay_denied"
 	// DecisionMissingKey means refused: the route requires a key.
 	DecisionMissingKey Decision = "missing_key"
 	// DecisionInvalidKey means refused: the key is malformed.
@@ -131,10 +133,12 @@ func (c *config) report(ctx context.Context, e *Event) {
 		slog.String("org_id", e.OrgID.String()),
 		slog.String("key_hash", e.KeyHash),
 		slog.Int("status", e.Status),
-		slog.Int("attempt", e.Attempt),
 		slog.Duration("claim", e.Claim),
 		slog.Duration("handler", e.Handler),
 		slog.Duration("complete", e.Complete),
+	}
+	if e.Attempt > 0 {
+		attrs = append(attrs, slog.Int("attempt", e.Attempt))
 	}
 	if e.Err != nil {
 		attrs = append(attrs, slog.String("error", e.Err.Error()))

@@ -30,8 +30,10 @@ type Option func(*config) error
 
 type config struct {
 	methods          []string
-	exclude          *route.Set
-	requireKey       *route.Set
+	excluded         []string
+	exclude          *route.Set // compiled from excluded
+	required         []string
+	requireKey       *route.Set // compiled from required
 	requireKeyAlways bool
 	requireOrg       bool
 	ttl              time.Duration
@@ -44,6 +46,7 @@ type config struct {
 	scope            func(*http.Request) string
 	storable         func(status int) bool
 	keepHeader       func(name string) bool
+	replayCheck      func(*http.Request, *Record) error
 	errorHandler     func(http.ResponseWriter, *http.Request, error)
 	interrupted      InterruptedPolicy
 	failOpen         bool
@@ -89,9 +92,12 @@ func newConfig(opts []Option) (*config, error) {
 // method, "/v1/items/{id}" with a wildcard for one segment, and "/public/" for a
 // whole subtree. A path is matched only in its clean, plainly encoded form: a
 // request for "//v1/auth/login" or "/v1/auth/%6cogin" is not excluded.
+//
+// Given more than once, the routes add up.
 func WithExclude(routes ...string) Option {
 	return func(c *config) error {
-		set, err := compileRoutes("WithExclude", routes)
+		c.excluded = append(c.excluded, routes...)
+		set, err := compileRoutes("WithExclude", c.excluded)
 		c.exclude = set
 		return err
 	}
@@ -101,10 +107,13 @@ func WithExclude(routes ...string) Option {
 // the pattern language of [WithExclude], and on every route when none is given.
 // Here an unclean path counts as the clean one that a router would make of it. By
 // default a request without a key passes through.
+//
+// Given more than once, the routes add up.
 func WithRequireKey(routes ...string) Option {
 	return func(c *config) error {
-		c.requireKeyAlways = len(routes) == 0
-		set, err := compileRoutes("WithRequireKey", routes)
+		c.requireKeyAlways = c.requireKeyAlways || len(routes) == 0
+		c.required = append(c.required, routes...)
+		set, err := compileRoutes("WithRequireKey", c.required)
 		c.requireKey = set
 		return err
 	}
@@ -271,6 +280,11 @@ func WithScope(scope func(*http.Request) string) Option {
 // response of any other status is sent and forgotten, and a retry runs the
 // handler again. By default every status under 500 is storable but 401, 403,
 // 408, 425 and 429, which tell of the moment rather than of the request.
+//
+// What the router itself answers counts as well where Require stands around it:
+// [http.ServeMux] redirects an unclean path with 307, and a client that follows with
+// the same key is then told that it reuses the key. Stand Require around the routes
+// instead, or leave such statuses out here, if your clients send unclean paths.
 func WithStorable(storable func(status int) bool) Option {
 	return func(c *config) error {
 		c.storable = storable
@@ -296,6 +310,18 @@ func WithHeaders(keep func(name string) bool) Option {
 	return func(c *config) error {
 		c.keepHeader = keep
 		return notNil("WithHeaders", keep == nil)
+	}
+}
+
+// WithReplayCheck asks the function before each replay, for what may have changed
+// since the response was stored: permissions that were revoked, say. It must not
+// change the record, which may be shared. When it returns an error the response is
+// not sent: an error that is a [*Problem] is answered as it is, any other with 403.
+// By default nothing is asked.
+func WithReplayCheck(check func(r *http.Request, rec *Record) error) Option {
+	return func(c *config) error {
+		c.replayCheck = check
+		return notNil("WithReplayCheck", check == nil)
 	}
 }
 

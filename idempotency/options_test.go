@@ -43,6 +43,7 @@ func TestBadOptionsPanic(t *testing.T) {
 		"WithScope":                   idempotency.WithScope(nil),
 		"WithStorable":                idempotency.WithStorable(nil),
 		"WithHeaders":                 idempotency.WithHeaders(nil),
+		"WithReplayCheck":             idempotency.WithReplayCheck(nil),
 		"WithErrorHandler":            idempotency.WithErrorHandler(nil),
 		"WithInterrupted":             idempotency.WithInterrupted(7),
 		"WithLogger":                  idempotency.WithLogger(nil),
@@ -220,6 +221,9 @@ func TestOneOrgForAllPackages(t *testing.T) {
 	}
 	if _, ok := idempotency.Attempt(t.Context()); ok {
 		t.Error("an attempt outside any handler")
+	}
+	if _, ok := idempotency.Key(t.Context()); ok {
+		t.Error("a key outside any handler")
 	}
 }
 

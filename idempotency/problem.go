@@ -3,6 +3,7 @@ package idempotency
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 
@@ -100,6 +101,10 @@ var problems = []struct {
 		Type: draftEnforce, Title: "The request completed, but its response was not kept", Status: http.StatusConflict, Code: "response_not_kept", Retry: RetryNever,
 		Detail: "This request was processed before and will not be processed again. Its response was too large or of a kind that cannot be kept; look up the result by other means.",
 	}, DecisionNotKept},
+	{ErrReplayDenied, Problem{
+		Type: noDescription, Title: http.StatusText(http.StatusForbidden), Status: http.StatusForbidden, Code: "replay_denied", Retry: RetryCorrected,
+		Detail: "This request was processed before, and you may no longer see its response. Use credentials that may.",
+	}, DecisionReplayDenied},
 	{ErrLeaseLost, Problem{
 		Type: draftEnforce, Title: "Another attempt has taken over", Status: http.StatusConflict, Code: "lease_lost", Retry: RetrySameKey, RetryAfter: 1,
 		Detail: "This attempt took so long that another one took the request over. Repeat it unchanged, with the same key; you will get the response that counts.",
@@ -130,6 +135,19 @@ var problems = []struct {
 	}, DecisionStoreError},
 }
 
+// replayDenied returns the problem that an error of [WithReplayCheck] is.
+func replayDenied(err error) *Problem {
+	p := &Problem{}
+	if errors.As(err, &p) {
+		own := *p
+		p = &own
+	} else {
+		p, _ = newProblem(ErrReplayDenied)
+	}
+	p.reason = fmt.Errorf("%w: %w", ErrReplayDenied, err)
+	return p
+}
+
 // newProblem returns the problem that err, which wraps one of the reasons, is to
 // the client, and the decision that it amounts to. The text of a malformed key's
 // error says what is wrong with it and is shown as it is.
@@ -156,6 +174,7 @@ func WriteProblem(w http.ResponseWriter, _ *http.Request, err error) {
 	}
 	errors.As(err, &p)
 	body, _ := json.Marshal(p) // strings and numbers alone cannot fail
+	body = append(body, '\n')
 
 	h := w.Header()
 	if p.RetryAfter > 0 {

@@ -80,7 +80,7 @@ func (m *middleware) serveKeyed(w http.ResponseWriter, r *http.Request, lines []
 		x.refuse(err)
 		return
 	}
-	x.event = newEvent(r, orgID, key)
+	x.key, x.event = key, newEvent(r, orgID, key)
 	if !hasOrg {
 		x.serveWithoutOrg()
 		return
@@ -119,6 +119,7 @@ type exchange struct {
 	*middleware
 	w          http.ResponseWriter
 	r          *http.Request
+	key        string // as the client meant it
 	event      *Event
 	releaseErr error
 }
@@ -136,15 +137,11 @@ func (x *exchange) report() {
 // refuse answers in the handler's place.
 func (x *exchange) refuse(err error) {
 	problem, decision := newProblem(err)
-	x.event.Decision, x.event.Status, x.event.Err = decision, problem.Status, err
-	x.errorHandler(x.w, x.r, problem)
+	x.answer(problem, decision)
 }
 
-// refuseNotKept answers a retry of a request whose record is a tombstone.
-func (x *exchange) refuseNotKept(rec *Record) {
-	problem, decision := newProblem(ErrNotKept)
-	problem.OriginalStatus = rec.ResponseStatus
-	x.event.Decision, x.event.Status, x.event.Err = decision, problem.Status, ErrNotKept
+func (x *exchange) answer(problem *Problem, decision Decision) {
+	x.event.Decision, x.event.Status, x.event.Err = decision, problem.Status, problem.reason
 	x.errorHandler(x.w, x.r, problem)
 }
 
@@ -208,11 +205,7 @@ func (x *exchange) serveClaiming(body []byte, req ClaimRequest) {
 	case OutcomeClaimed:
 		x.serveClaimed(body, req.Claim, result.Attempt, asked)
 	case OutcomeCompleted:
-		if result.Record.Tombstone {
-			x.refuseNotKept(result.Record)
-			return
-		}
-		x.replay(result.Record)
+		x.serveCompleted(result.Record)
 	case OutcomeInFlight:
 		x.refuse(ErrInFlight)
 	case OutcomeMismatch:
@@ -252,6 +245,23 @@ func (x *exchange) serveUnclaimed(body []byte, err error) {
 	default:
 		x.refuse(fmt.Errorf("%w: %w", ErrStoreUnavailable, err))
 	}
+}
+
+// serveCompleted serves a retry of a request that has completed.
+func (x *exchange) serveCompleted(rec *Record) {
+	if x.replayCheck != nil {
+		if err := x.replayCheck(x.r, rec); err != nil {
+			x.answer(replayDenied(err), DecisionReplayDenied)
+			return
+		}
+	}
+	if rec.Tombstone {
+		problem, decision := newProblem(ErrNotKept)
+		problem.OriginalStatus = rec.ResponseStatus
+		x.answer(problem, decision)
+		return
+	}
+	x.replay(rec)
 }
 
 // replay sends the stored response.
@@ -302,7 +312,7 @@ func (x *exchange) serveClaimed(body []byte, c Claim, attempt int, asked time.Ti
 		x.event.Decision = DecisionReleased
 		x.release(c)
 	}()
-	x.next.ServeHTTP(rec, x.request(withAttempt(ctx, attempt), body))
+	x.next.ServeHTTP(rec, x.request(withClaimed(ctx, claimed{x.key, attempt}), body))
 	returned = true
 	x.event.Handler = time.Since(started)
 	keeper.stop()

@@ -4,11 +4,11 @@
 //	schema, err := tenants.Schema(ctx, orgID)
 //	err = migrations.Up(ctx, databaseURL, schema)
 //
-// Each schema keeps its own goose version table, so tenants may be at different
+// Each schema keeps a version table of its own ([VersionTable]), so tenants may be at different
 // versions, and the plain goose command does the same for one schema by hand:
 //
 //	psql "$DATABASE_URL" -c 'CREATE SCHEMA IF NOT EXISTS tenant_a'
-//	goose -dir migrations/tenant postgres "$DATABASE_URL?search_path=tenant_a" up
+//	goose -dir migrations/tenant -table idempotency_db_version postgres "$DATABASE_URL?search_path=tenant_a" up
 //
 // It is for deployment, never for the request path: a service that imports the
 // middleware and the store alone compiles no goose.

@@ -32,6 +32,11 @@ func FS() fs.FS {
 	return sub
 }
 
+// VersionTable is the table, one in each tenant's schema, in which goose keeps the
+// versions of these migrations. It is not goose's default, so that a service may
+// keep migrations of its own in the same schema.
+const VersionTable = "idempotency_db_version"
+
 // lockWaitSeconds bounds how long Up waits for another runner in the same schema.
 const lockWaitSeconds = 300
 
@@ -90,6 +95,7 @@ func up(ctx context.Context, cfg *pgx.ConnConfig, schema tenancy.Schema) (err er
 		return err
 	}
 	provider, err := goose.NewProvider(goose.DialectPostgres, conn, FS(),
+		goose.WithTableName(VersionTable),
 		goose.WithSessionLocker(locker),
 		goose.WithDisableGlobalRegistry(true),
 	)

@@ -71,6 +71,7 @@ func TestMiddleware(t *testing.T, newStore func(t testing.TB) idempotency.Store,
 		"ExpiredRecordRunsAgain":       testExpiredRecordRunsAgain,
 		"ConcurrentDuplicates":         testConcurrentDuplicates,
 		"NestedRequireIsOne":           testNestedRequireIsOne,
+		"ReplayCheck":                  testReplayCheck,
 		"ErrorHandler":                 testErrorHandler,
 		"ProblemDetailsOfFailedClaims": testStoreDownAtGet,
 	} {
@@ -144,7 +145,7 @@ func testOtherMethodsPassThrough(t *testing.T, f *fixture) {
 }
 
 func testExcludedRoutesPassThrough(t *testing.T, f *fixture) {
-	s := f.serve(t, create(), idempotency.WithExclude("POST /v1/auth/login", "/public/"))
+	s := f.serve(t, create(), idempotency.WithExclude("POST /v1/auth/login"), idempotency.WithExclude("/public/"))
 	for _, path := range []string{"/v1/auth/login", "/v1/auth/login", "/public/a/b", "/public/a/b"} {
 		if a := s.do(t, call{path: path, key: strings.Repeat("not a valid key", 20)}); a.StatusCode != http.StatusCreated {
 			t.Fatalf("%s: %d %s", path, a.StatusCode, a.body)
@@ -217,7 +218,11 @@ func testInvalidKeys(t *testing.T, f *fixture) {
 }
 
 func testQuotedAndBareAreOneKey(t *testing.T, f *fixture) {
-	s := f.serve(t, create())
+	s := f.serve(t, func(_ http.ResponseWriter, r *http.Request) {
+		if key, ok := idempotency.Key(r.Context()); key != `key"1` || !ok {
+			t.Errorf("the handler's key is %q, %t", key, ok)
+		}
+	})
 	for i, key := range []string{`key"1`, `"key\"1"`, `"key\"1";v=1`} {
 		if a := s.do(t, call{key: key}); a.replayed() != (i > 0) {
 			t.Errorf("key %s: replayed is %t", key, a.replayed())
@@ -929,6 +934,32 @@ func testNestedRequireIsOne(t *testing.T, f *fixture) {
 		s.do(t, call{key: "k"}).want(t, http.StatusCreated, `{"id":1}`)
 	}
 	s.wantRuns(t, 1)
+}
+
+func testReplayCheck(t *testing.T, f *fixture) {
+	s := f.serve(t, create(), idempotency.WithReplayCheck(func(r *http.Request, rec *idempotency.Record) error {
+		switch {
+		case rec.ResponseStatus != http.StatusCreated || string(rec.ResponseBody) != `{"id":1}`:
+			t.Errorf("asked about %+v", rec)
+		case r.Header.Get("X-Role") == "gone":
+			return errBroken
+		case r.Header.Get("X-Role") == "teapot":
+			return &idempotency.Problem{Type: "about:blank", Status: http.StatusTeapot, Code: "teapot"}
+		}
+		return nil
+	}))
+	as := func(role string) call { return call{key: "k", header: http.Header{"X-Role": {role}}} }
+	s.do(t, as("gone")).want(t, http.StatusCreated, `{"id":1}`) // nothing to replay yet
+	s.do(t, as("clerk")).want(t, http.StatusCreated, `{"id":1}`)
+	denied := s.do(t, as("gone"))
+	denied.wantProblem(t, http.StatusForbidden, "replay_denied")
+	if strings.Contains(denied.body, errBroken.Error()) {
+		t.Errorf("the problem shows what is behind it: %s", denied.body)
+	}
+	s.do(t, as("teapot")).wantProblem(t, http.StatusTeapot, "teapot")
+	s.wantRuns(t, 1)
+	s.wantDecisions(t, idempotency.DecisionExecuted, idempotency.DecisionReplayed,
+		idempotency.DecisionReplayDenied, idempotency.DecisionReplayDenied)
 }
 
 func testErrorHandler(t *testing.T, f *fixture) {
