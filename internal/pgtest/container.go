@@ -127,11 +127,11 @@ func (c *container) wait(ctx context.Context) error {
 		}
 		seen = started
 		if err != nil && tick%4 == 0 {
-			out, logErr := c.command(context.WithoutCancel(ctx), 10*time.Second, "logs", "--tail", "6", c.name)
+			out, said, logErr := c.output(context.WithoutCancel(ctx), 10*time.Second, "logs", "--tail", "6", c.name)
 			if logErr != nil && ctx.Err() == nil {
 				return fmt.Errorf("the container ended: %w: %s", logErr, lastLines(logs))
 			}
-			logs = out
+			logs = out + said // PostgreSQL logs to its standard error
 		}
 		if ctx.Err() != nil {
 			return fmt.Errorf("no connection to %s (%w): %s", c.address, err, lastLines(logs))
@@ -188,20 +188,32 @@ func (c *container) stop() error {
 	return err
 }
 
-// command runs the engine's command line and returns its output; an error
-// holds the end of it.
+// command runs the engine's command and returns what it printed; what it said
+// beside that, such as a greeting of podman's stand-in for docker, is no answer.
 func (c *container) command(ctx context.Context, limit time.Duration, args ...string) (string, error) {
+	stdout, _, err := c.output(ctx, limit, args...)
+	return stdout, err
+}
+
+// output is command with both of its outputs.
+func (c *container) output(ctx context.Context, limit time.Duration, args ...string) (stdout, stderr string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, c.engine, args...)
 	cmd.Env = append(os.Environ(), "POSTGRES_PASSWORD="+c.password) // not for all to see in a list of processes
 	cmd.WaitDelay = time.Second
-	out, err := cmd.CombinedOutput()
+	var out, said strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &said
+	err = cmd.Run()
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
 	if err != nil {
-		return string(out), fmt.Errorf("%s %s: %w: %s", c.engine, args[0], err, lastLines(string(out)))
+		reason := said.String()
+		if strings.TrimSpace(reason) == "" {
+			reason = out.String()
+		}
+		err = fmt.Errorf("%s %s: %w: %s", c.engine, args[0], err, lastLines(reason))
 	}
-	return string(out), nil
+	return out.String(), said.String(), err
 }

@@ -38,7 +38,8 @@
 //  3. A container, if Docker or Podman is running, of the image that
 //     PGIDEM_TEST_IMAGE names; by default postgres:17-alpine. The image must
 //     obey what the official one does: POSTGRES_PASSWORD, and postgres and its
-//     options as the command.
+//     options as the command. The engine must be on this machine: the server is
+//     reached at 127.0.0.1.
 //  4. On Debian and its descendants, as root: a cluster as above, after
 //     apt-get has installed the distribution's postgresql. The package stays;
 //     no cluster of the system's is made or started.

@@ -33,6 +33,9 @@ func installAndStart(ctx context.Context, s spec, log logf) (backend, error) {
 		return nil, errors.New("apt-get is not installed")
 	}
 	// The tests of several packages come here at once. The first one installs.
+	if err := os.MkdirAll("/run/lock", 0o1777); err != nil { // /var/lock is a link to it, which dangles where /run is empty
+		return nil, err
+	}
 	lock, err := os.OpenFile(installLock, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err

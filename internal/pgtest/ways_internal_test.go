@@ -148,7 +148,8 @@ func wantCalls(t *testing.T, file string, want []string) {
 func fakeEngine(t *testing.T, script string) (calls string) {
 	t.Helper()
 	folder := t.TempDir()
-	script = "#!/bin/sh\ndirname_of() { echo \"${1%/*}\"; }\n" + script + "\n"
+	// Some engines say something beside each answer.
+	script = "#!/bin/sh\ndirname_of() { echo \"${1%/*}\"; }\necho 'Emulating another engine.' >&2\n" + script + "\n"
 	if err := os.WriteFile(filepath.Join(folder, "docker"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
