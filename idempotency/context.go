@@ -24,6 +24,7 @@ type claimedKey struct{}
 
 // claimed is what a handler may know of the claim that it runs under.
 type claimed struct {
+	orgID   uuid.UUID
 	key     string
 	attempt int
 }

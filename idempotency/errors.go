@@ -11,6 +11,11 @@ var ErrNotFound = errors.New("idempotency: record not found")
 // handler is cancelled ([context.Cause]).
 var ErrLeaseLost = errors.New("idempotency: lease lost")
 
+// ErrStoreRefused is wrapped by a [LeaseStore]'s error when the store was reached
+// and would not take the claim: a constraint was violated, say. Trying again, or
+// running the handler without a claim, would be wrong.
+var ErrStoreRefused = errors.New("idempotency: store refused")
+
 // The reasons for which [Require] answers a request itself. The error that it
 // hands to [WithErrorHandler] is a [*Problem] that wraps one of them, or
 // [ErrLeaseLost], or [tenancy.ErrUnknownTenant].

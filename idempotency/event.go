@@ -54,6 +54,9 @@ const (
 	// DecisionStoreError means refused: the store could not be asked, and the
 	// handler did not run.
 	DecisionStoreError Decision = "store_error"
+	// DecisionAborted means that a function of the user's or of the store panicked
+	// before the handler ran.
+	DecisionAborted Decision = "aborted"
 	// DecisionBypassedNoOrg (!) means that the handler ran unprotected: there was
 	// a key, but no tenant in the context.
 	DecisionBypassedNoOrg Decision = "bypassed_no_org"
@@ -63,8 +66,8 @@ const (
 	// DecisionCompleteFailed (!) means that the handler ran, but its outcome could
 	// not be stored.
 	DecisionCompleteFailed Decision = "complete_failed"
-	// DecisionReleaseFailed means that a claim could not be released; a retry is
-	// refused until its lease lapses.
+	// DecisionReleaseFailed means that a claim could not be released because the
+	// store could not be reached; a retry is refused until its lease lapses.
 	DecisionReleaseFailed Decision = "release_failed"
 	// DecisionLeaseLost (!) means that the handler ran, but another attempt had
 	// taken over.
@@ -83,7 +86,8 @@ type Event struct {
 	KeyHash string
 	// Method and Path are the request's.
 	Method, Path string
-	// Status is the HTTP status of the response, or 0 where it is not known.
+	// Status is the HTTP status of the response, or 0 where it is not known. Of an
+	// answer that [WithErrorHandler] writes it is the status of the problem.
 	Status int
 	// Attempt counts the attempts at the key, from 1, where the handler ran
 	// under a claim.
@@ -101,7 +105,7 @@ func (d Decision) level() slog.Level {
 	switch d {
 	case DecisionInterrupted, DecisionBypassedNoOrg, DecisionRanUnprotected, DecisionCompleteFailed, DecisionLeaseLost:
 		return slog.LevelError
-	case DecisionStoreError, DecisionReleaseFailed, DecisionUnknownTenant:
+	case DecisionStoreError, DecisionReleaseFailed, DecisionUnknownTenant, DecisionAborted:
 		return slog.LevelWarn
 	default:
 		return slog.LevelDebug
@@ -109,7 +113,7 @@ func (d Decision) level() slog.Level {
 }
 
 func newEvent(r *http.Request, orgID uuid.UUID, key string) *Event {
-	e := &Event{OrgID: orgID, Method: r.Method, Path: r.URL.Path}
+	e := &Event{Decision: DecisionAborted, OrgID: orgID, Method: r.Method, Path: r.URL.Path}
 	if key != "" {
 		sum := sha256.Sum256([]byte(key))
 		e.KeyHash = hex.EncodeToString(sum[:8])

@@ -8,8 +8,10 @@ import (
 )
 
 // Fingerprint condenses a request into the string by which a retry is told from
-// another request that reuses its key. The body is the whole body. An error is
-// answered like an unreadable body, with 400.
+// another request that reuses its key. The body is the whole body, as it reaches
+// the middleware: middleware outside that reads it (to parse a form, say) leaves
+// nothing to tell two requests apart by. Of a result longer than 128 bytes a hash is
+// kept. An error is answered like an unreadable body, with 400.
 type Fingerprint func(r *http.Request, body []byte) (string, error)
 
 // fingerprintVersion changes whenever what goes into the hash changes, so that
@@ -22,6 +24,16 @@ const fingerprintVersion = "pgidem-1"
 // come through another host name, with a fresh token and a fresh trace.
 func requestFingerprint(r *http.Request, body []byte) (string, error) {
 	return fingerprint(fingerprintVersion, r, body), nil
+}
+
+// bounded returns a fingerprint of at most 128 bytes.
+func bounded(hash string) string {
+	const maxBytes = 128
+	if len(hash) <= maxBytes {
+		return hash
+	}
+	sum := sha256.Sum256([]byte(hash))
+	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
 func fingerprint(version string, r *http.Request, body []byte) string {

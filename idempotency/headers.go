@@ -36,6 +36,7 @@ func isFraming(name string) bool {
 func (c *config) handlerHeaders(outer, final http.Header) (kept map[string][]string, appended []string) {
 	hopByHop := listed(final["Connection"])
 	keep := func(name string) bool {
+		name = http.CanonicalHeaderKey(name) // a handler may write to the map itself
 		return !isFraming(name) && c.keepHeader(name) &&
 			!slices.Contains(hopByHop, name)
 	}

@@ -45,19 +45,21 @@ func (k *leaseKeeper) extend() {
 	if k.stopped {
 		return
 	}
-	ctx, cancel := context.WithTimeout(k.ctx, k.timeout)
-	defer cancel()
 	asked := time.Now()
+	ctx, cancel := context.WithTimeout(k.ctx, min(k.timeout, k.lapses.Sub(asked)))
+	defer cancel()
 	err := k.store.Extend(ctx, k.claim, k.lease)
+	left := time.Until(k.lapses)
 	switch {
+	case k.ctx.Err() != nil: // stop waits for us
 	case err == nil:
 		k.lapses = asked.Add(k.lease)
 		k.timer.Reset(k.lease / 3)
-	case errors.Is(err, ErrLeaseLost), time.Now().After(k.lapses):
+	case errors.Is(err, ErrLeaseLost), left <= 0:
 		// Told so, or cut off for so long that another attempt may have begun.
 		k.lost(ErrLeaseLost)
 	default:
-		k.timer.Reset(k.lease / 10)
+		k.timer.Reset(min(k.lease/10, left))
 	}
 }
 

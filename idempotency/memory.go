@@ -1,6 +1,7 @@
 package idempotency
 
 import (
+	"container/heap"
 	"context"
 	"fmt"
 	"sync"
@@ -13,13 +14,14 @@ import (
 // a service that runs as one process and may forget its keys when it restarts.
 // Make one with [NewMemoryStore].
 //
-// It holds every record until the record expires; each claim clears away a few
-// that have.
+// It holds every record until the record expires; each claim and each Put clears
+// away some that have.
 type MemoryStore struct {
 	now func() time.Time
 
 	mu      sync.Mutex
 	records map[memoryKey]*memoryRecord
+	queue   dueQueue // all records, by when they may be cleared away
 }
 
 type memoryKey struct {
@@ -28,6 +30,8 @@ type memoryKey struct {
 }
 
 type memoryRecord struct {
+	due        time.Time // when to look whether it is absent
+	index      int       // in the queue
 	token      Token
 	attempt    int
 	leaseUntil time.Time
@@ -69,8 +73,10 @@ func (s *MemoryStore) Put(ctx context.Context, rec *Record) error {
 	rec = rec.Clone()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	rec.setTimes(s.now())
-	s.records[memoryKey{rec.OrgID, rec.Key}] = &memoryRecord{token: NewToken(), attempt: 1, completed: true, rec: rec}
+	now := s.now()
+	s.clearSome(now)
+	rec.setTimes(now)
+	s.set(&memoryRecord{token: NewToken(), attempt: 1, completed: true, rec: rec})
 	return nil
 }
 
@@ -87,6 +93,8 @@ func (s *MemoryStore) Claim(ctx context.Context, req ClaimRequest) (ClaimResult,
 	if m, ok := s.records[memoryKey{req.OrgID, req.Key}]; ok && !m.absent(now) {
 		lapsed := !m.completed && !now.Before(m.leaseUntil)
 		switch {
+		case m.token == req.Token && !m.completed:
+			return ClaimResult{Outcome: OutcomeClaimed, Attempt: m.attempt}, nil
 		case m.rec.RequestHash != req.RequestHash:
 			return ClaimResult{Outcome: OutcomeMismatch}, nil
 		case m.completed:
@@ -98,13 +106,13 @@ func (s *MemoryStore) Claim(ctx context.Context, req ClaimRequest) (ClaimResult,
 		}
 		attempt = m.attempt + 1
 	}
-	s.records[memoryKey{req.OrgID, req.Key}] = &memoryRecord{
+	s.set(&memoryRecord{
 		token: req.Token, attempt: attempt, leaseUntil: now.Add(req.Lease),
 		rec: &Record{
 			OrgID: req.OrgID, Key: req.Key, RequestHash: req.RequestHash,
 			CreatedAt: now, ExpiresAt: now.Add(req.TTL),
 		},
-	}
+	})
 	return ClaimResult{Outcome: OutcomeClaimed, Attempt: attempt}, nil
 }
 
@@ -127,10 +135,15 @@ func (s *MemoryStore) Complete(ctx context.Context, c Claim, rec *Record) error 
 func (s *MemoryStore) Release(ctx context.Context, c Claim) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, err := s.running(ctx, c); err != nil {
+	m, err := s.running(ctx, c)
+	if err != nil {
 		return err
 	}
-	delete(s.records, memoryKey{c.OrgID, c.Key})
+	if m.attempt > 1 {
+		m.leaseUntil, m.token = s.now(), NewToken()
+		return nil
+	}
+	s.remove(m)
 	return nil
 }
 
@@ -193,17 +206,63 @@ func (m *memoryRecord) absent(now time.Time) bool {
 	return expired && (m.completed || !now.Before(m.leaseUntil))
 }
 
-// clearSome looks at a few records in no order and deletes those that count as
-// absent. With more looked at than added, the absent ones cannot pile up.
+// set puts m in place of whatever the store holds of its key.
+func (s *MemoryStore) set(m *memoryRecord) {
+	key := memoryKey{m.rec.OrgID, m.rec.Key}
+	if old, ok := s.records[key]; ok {
+		s.remove(old)
+	}
+	m.due = m.rec.ExpiresAt
+	s.records[key] = m
+	heap.Push(&s.queue, m)
+}
+
+func (s *MemoryStore) remove(m *memoryRecord) {
+	delete(s.records, memoryKey{m.rec.OrgID, m.rec.Key})
+	heap.Remove(&s.queue, m.index)
+}
+
+// clearSome deletes a few records that count as absent. With more deleted than
+// added, they cannot pile up.
 func (s *MemoryStore) clearSome(now time.Time) {
 	const looks = 4
-	n := 0
-	for key, m := range s.records {
-		if n++; n > looks {
+	for range looks {
+		if len(s.queue) == 0 || now.Before(s.queue[0].due) {
 			return
 		}
+		m := s.queue[0]
 		if m.absent(now) {
-			delete(s.records, key)
+			s.remove(m)
+			continue
 		}
+		m.due = m.leaseUntil // it outlives its expiry
+		heap.Fix(&s.queue, m.index)
 	}
+}
+
+// dueQueue is a heap of records, the one that is due first in front.
+type dueQueue []*memoryRecord
+
+func (q dueQueue) Len() int           { return len(q) }
+func (q dueQueue) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
+
+func (q dueQueue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].index, q[j].index = i, j
+}
+
+// Push implements [heap.Interface].
+func (q *dueQueue) Push(x any) {
+	m := x.(*memoryRecord)
+	m.index = len(*q)
+	*q = append(*q, m)
+}
+
+// Pop implements [heap.Interface].
+func (q *dueQueue) Pop() any {
+	last := len(*q) - 1
+	m := (*q)[last]
+	(*q)[last] = nil
+	*q = (*q)[:last]
+	return m
 }

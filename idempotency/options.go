@@ -7,10 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/textproto"
-	"net/url"
-	"path"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/pgidem/pgidem/internal/route"
@@ -105,8 +102,8 @@ func WithExclude(routes ...string) Option {
 
 // WithRequireKey answers 400 to a request without a key on the given routes, in
 // the pattern language of [WithExclude], and on every route when none is given.
-// Here an unclean path counts as the clean one that a router would make of it. By
-// default a request without a key passes through.
+// Here a path counts as whatever a router might make of it, escapes and unclean
+// forms included. By default a request without a key passes through.
 //
 // Given more than once, the routes add up.
 func WithRequireKey(routes ...string) Option {
@@ -127,24 +124,9 @@ func compileRoutes(option string, routes []string) (*route.Set, error) {
 	return set, nil
 }
 
-// keyRequired reports whether a request without a key is to be refused. A route
-// set matches clean paths only, which is the safe side for what it excludes, but
-// not for what it requires.
+// keyRequired reports whether a request without a key is to be refused.
 func (c *config) keyRequired(r *http.Request) bool {
-	if c.requireKeyAlways || c.requireKey.Match(r) {
-		return true
-	}
-	if c.requireKey == nil {
-		return false
-	}
-	clean, slash := path.Clean(r.URL.Path), strings.HasSuffix(r.URL.Path, "/")
-	if r.URL.RawPath == "" && (clean == r.URL.Path || slash && clean == r.URL.Path[:len(r.URL.Path)-1]) {
-		return false // it was clean, and matched as it is
-	}
-	if slash && clean != "/" {
-		clean += "/"
-	}
-	return c.requireKey.Match(&http.Request{Method: r.Method, URL: &url.URL{Path: clean}})
+	return c.requireKeyAlways || c.requireKey.MatchLoosely(r)
 }
 
 // WithRequireOrg answers 401 to a request with a key but no tenant in its
@@ -205,7 +187,8 @@ func WithLease(d time.Duration) Option {
 }
 
 // WithStoreTimeout bounds each step that needs the store: claiming a key, storing
-// an outcome with its retries, releasing a key. Defaults to 5 seconds.
+// an outcome, releasing a key, each with its retries. After a claim that came to
+// nothing, undoing it may take up to half as long again. Defaults to 5 seconds.
 func WithStoreTimeout(d time.Duration) Option {
 	return func(c *config) error {
 		c.storeTimeout = d
@@ -268,7 +251,7 @@ func WithFingerprint(f Fingerprint) Option {
 // WithScope narrows keys further than to their tenant: two requests of one tenant
 // share a key only when the function returns the same for both. Return the user,
 // say, so that no user can meet another's responses. By default keys are shared
-// by the whole tenant.
+// by the whole tenant, and by all services that share its schema.
 func WithScope(scope func(*http.Request) string) Option {
 	return func(c *config) error {
 		c.scope = scope
@@ -357,7 +340,8 @@ func WithInterrupted(policy InterruptedPolicy) Option {
 
 // WithFailOpen runs the handler unprotected when the store cannot be asked, where
 // the default is to answer 503: availability before safety. Each such request is
-// reported as [DecisionRanUnprotected].
+// reported as [DecisionRanUnprotected]. A store that was reached and refused, with
+// [ErrStoreRefused], is answered with 503 all the same.
 func WithFailOpen() Option {
 	return func(c *config) error {
 		c.failOpen = true

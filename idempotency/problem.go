@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/pgidem/pgidem/tenancy"
 )
@@ -71,7 +72,7 @@ const (
 	noDescription = "about:blank" // RFC 9457 section 4.2.1: the title is that of the status
 )
 
-// problems describes each reason; see [newProblem].
+// problems says what each reason is to the client.
 var problems = []struct {
 	reason   error
 	problem  Problem
@@ -142,25 +143,36 @@ func replayDenied(err error) *Problem {
 		own := *p
 		p = &own
 	} else {
-		p, _ = newProblem(ErrReplayDenied)
+		p, _ = newProblem(ErrReplayDenied, nil)
 	}
 	p.reason = fmt.Errorf("%w: %w", ErrReplayDenied, err)
 	return p
 }
 
-// newProblem returns the problem that err, which wraps one of the reasons, is to
-// the client, and the decision that it amounts to. The text of a malformed key's
-// error says what is wrong with it and is shown as it is.
-func newProblem(err error) (*Problem, Decision) {
+// newProblem returns the problem that a reason is to the client, and the decision
+// that it amounts to. The cause, which may be nil, becomes part of the error and is
+// not shown, but for what is wrong with a key.
+func newProblem(reason, cause error) (*Problem, Decision) {
 	for _, known := range problems {
-		if !errors.Is(err, known.reason) {
+		if known.reason != reason { //nolint:errorlint // the reason itself, whatever its cause may wrap
 			continue
 		}
 		p := known.problem
-		p.reason = err
+		p.reason = reason
+		switch {
+		case cause == nil:
+		case errors.Is(cause, reason):
+			p.reason = cause
+		default:
+			p.reason = fmt.Errorf("%w: %w", reason, cause)
+		}
+		if reason == ErrKeyInvalid && cause != nil { //nolint:errorlint // as above
+			what, _ := strings.CutPrefix(cause.Error(), ErrKeyInvalid.Error()+": ")
+			p.Detail += " This one will not do: " + what + "."
+		}
 		return &p, known.decision
 	}
-	return newProblem(errors.Join(ErrStoreUnavailable, err))
+	panic("idempotency: a reason without a problem: " + reason.Error())
 }
 
 // WriteProblem writes err as application/problem+json (RFC 9457). It is the

@@ -14,8 +14,8 @@ import (
 type Record struct {
 	// OrgID is the tenant. A key means nothing outside its tenant.
 	OrgID uuid.UUID
-	// Key is the idempotency key as stored: as the client sent it, unquoted,
-	// with the scope of [WithScope] in front where there is one.
+	// Key is the idempotency key as stored: as the client sent it, unquoted; with
+	// [WithScope], behind a hash of the scope and the byte 0x1f.
 	Key string
 	// RequestHash is the fingerprint of the request that completed the record.
 	RequestHash string

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"strconv"
@@ -34,8 +35,9 @@ type recorder struct {
 	status    int         // final status, 0 until it is decided
 	final     http.Header // the handler's headers at that moment
 	body      []byte
-	sent      bool // status and headers are on their way to the client
-	truncated bool // the body outgrew the bound: it is not recorded
+	trailers  http.Header // set when the handler has returned
+	sent      bool        // status and headers are on their way to the client
+	truncated bool        // the body is not recorded whole: it outgrew the bound, or broke off
 	hijacked  bool
 	closed    bool
 }
@@ -98,7 +100,9 @@ func (rec *recorder) Write(p []byte) (int, error) {
 	if !rec.sent {
 		return len(p), nil
 	}
-	return rec.w.Write(p)
+	n, err := rec.w.Write(p)
+	rec.failed(err)
+	return n, err
 }
 
 // WriteString implements [io.StringWriter].
@@ -114,7 +118,17 @@ func (rec *recorder) WriteString(s string) (int, error) {
 	if !rec.sent {
 		return len(s), nil
 	}
-	return io.WriteString(rec.w, s)
+	n, err := io.WriteString(rec.w, s)
+	rec.failed(err)
+	return n, err
+}
+
+// failed notes that part of a streamed response did not get through. A handler that
+// is told so may break off, and what it wrote is then no response to be repeated.
+func (rec *recorder) failed(err error) {
+	if err != nil {
+		rec.truncated, rec.body = true, nil
+	}
 }
 
 // prepare does what net/http does before any byte of the body.
@@ -159,7 +173,8 @@ func (rec *recorder) send() {
 	replaceHeaders(rec.w.Header(), rec.final)
 	rec.w.WriteHeader(rec.status)
 	if len(rec.body) > 0 {
-		rec.w.Write(rec.body)
+		_, err := rec.w.Write(rec.body)
+		rec.failed(err)
 	}
 }
 
@@ -181,8 +196,15 @@ func (rec *recorder) FlushError() error {
 		rec.decide(http.StatusOK)
 	}
 	rec.sniff()
+	if _, hasType := rec.final["Content-Type"]; !hasType && !rec.sent {
+		rec.final["Content-Type"] = nil // without a body there is no guess, now or in a replay
+	}
 	rec.send()
-	return http.NewResponseController(rec.w).Flush()
+	err := http.NewResponseController(rec.w).Flush()
+	if !errors.Is(err, http.ErrNotSupported) {
+		rec.failed(err)
+	}
+	return err
 }
 
 // Hijack implements [http.Hijacker]. What goes over the connection from then on
@@ -199,15 +221,34 @@ func (rec *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 }
 
 // close ends the handler's time: whatever it still writes gets an error. It
-// decides the status of a handler that wrote nothing.
-func (rec *recorder) close() {
+// decides the status of a handler that wrote nothing. A response that was streamed
+// to a client that is gone may have been broken off, and does not count as whole.
+func (rec *recorder) close(gone bool) {
 	rec.mu.Lock()
 	defer rec.mu.Unlock()
 	rec.closed = true
-	if rec.status == 0 && !rec.hijacked {
+	if rec.hijacked {
+		return
+	}
+	if rec.status == 0 {
 		rec.decide(http.StatusOK)
 	}
 	rec.sniff()
+	if rec.sent && gone {
+		rec.truncated, rec.body = true, nil
+	}
+	// Now, and not when they are sent: a goroutine of the handler's may live on.
+	rec.trailers = make(http.Header)
+	for name, values := range rec.header {
+		if strings.HasPrefix(name, http.TrailerPrefix) {
+			rec.trailers[name] = values
+		}
+	}
+	for _, name := range listed(rec.final["Trailer"]) {
+		if values, ok := rec.header[name]; ok {
+			rec.trailers[name] = values
+		}
+	}
 }
 
 // abandon is close for a handler that ended without an outcome: what it set and
@@ -246,36 +287,16 @@ func (rec *recorder) finish() {
 	if rec.hijacked {
 		return
 	}
-	hasTrailers := len(rec.final["Trailer"]) > 0
-	for name := range rec.header {
-		hasTrailers = hasTrailers || strings.HasPrefix(name, http.TrailerPrefix)
-	}
-	if !rec.sent && !hasTrailers {
+	switch {
+	case rec.sent:
+	case len(rec.trailers) > 0 || len(rec.final["Trailer"]) > 0:
+		delete(rec.final, "Content-Length") // a body with trailers is chunked
+	default:
 		setContentLength(rec.final, rec.method, rec.status, len(rec.body))
 	}
-	if !rec.sent && hasTrailers {
-		delete(rec.final, "Content-Length") // a body with trailers is chunked
-	}
 	rec.send()
-	if hasTrailers {
-		rec.sendTrailers()
-	}
-}
-
-// sendTrailers hands net/http the trailers, which it looks for in the header map
-// when the handler chain has returned.
-func (rec *recorder) sendTrailers() {
-	dst := rec.w.Header()
-	for name, values := range rec.header {
-		if strings.HasPrefix(name, http.TrailerPrefix) {
-			dst[name] = values
-		}
-	}
-	for _, name := range listed(rec.final["Trailer"]) {
-		if values, ok := rec.header[name]; ok {
-			dst[name] = values
-		}
-	}
+	// net/http looks for trailers in the header map when the handlers have returned.
+	maps.Copy(rec.w.Header(), rec.trailers)
 }
 
 // setContentLength states the length of a body that is known in full.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"slices"
 	"time"
@@ -22,7 +23,8 @@ import (
 //
 // The tenant comes from the request's context, so Require stands behind the
 // authentication that puts it there. Where it stands more than once before a
-// handler, only the outermost takes part.
+// handler, only the outermost takes part in a request; a request with another key
+// that the handler makes of it, an item of a batch say, is a request of its own.
 //
 // Require panics when store is nil or an option cannot work.
 func Require(store Store, opts ...Option) func(http.Handler) http.Handler {
@@ -59,10 +61,6 @@ func (m *middleware) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		m.next.ServeHTTP(w, r)
 		return
 	}
-	if _, claimed := Attempt(r.Context()); claimed {
-		m.next.ServeHTTP(w, r)
-		return
-	}
 	m.serveKeyed(w, r, lines)
 }
 
@@ -72,12 +70,17 @@ func (m *middleware) serveKeyed(w http.ResponseWriter, r *http.Request, lines []
 	x := &exchange{middleware: m, w: w, r: r, event: newEvent(r, orgID, "")}
 	defer x.report()
 	if len(lines) == 0 {
-		x.refuse(ErrKeyMissing)
+		x.refuse(ErrKeyMissing, nil)
 		return
 	}
 	key, err := parseKey(lines)
 	if err != nil {
-		x.refuse(err)
+		x.refuse(ErrKeyInvalid, err)
+		return
+	}
+	if outer, ok := r.Context().Value(claimedKey{}).(claimed); ok && outer.orgID == orgID && outer.key == key {
+		x.event = nil // the outer Require reports
+		m.next.ServeHTTP(w, r)
 		return
 	}
 	x.key, x.event = key, newEvent(r, orgID, key)
@@ -85,19 +88,19 @@ func (m *middleware) serveKeyed(w http.ResponseWriter, r *http.Request, lines []
 		x.serveWithoutOrg()
 		return
 	}
-	body, err := x.readBody()
-	if err != nil {
-		x.refuse(err)
+	body, reason, err := x.readBody()
+	if reason != nil {
+		x.refuse(reason, err)
 		return
 	}
 	hash, err := m.fingerprint(r, body)
 	if err != nil {
-		x.refuse(fmt.Errorf("%w: fingerprint: %w", ErrRequestUnreadable, err))
+		x.refuse(ErrRequestUnreadable, fmt.Errorf("fingerprint: %w", err))
 		return
 	}
 	x.serveClaiming(body, ClaimRequest{
 		Claim:       Claim{OrgID: orgID, Key: m.scoped(key, r), Token: NewToken()},
-		RequestHash: hash,
+		RequestHash: bounded(hash),
 		Lease:       m.lease,
 		TTL:         m.ttl,
 		Interrupted: m.interrupted,
@@ -125,19 +128,25 @@ type exchange struct {
 }
 
 func (x *exchange) report() {
+	if x.event == nil {
+		return
+	}
 	if x.releaseErr != nil {
 		x.event.Err = errors.Join(x.event.Err, x.releaseErr)
-		if x.event.Decision == DecisionReleased {
+		switch {
+		case errors.Is(x.releaseErr, ErrLeaseLost):
+			x.event.Decision = DecisionLeaseLost
+		case x.event.Decision == DecisionReleased:
 			x.event.Decision = DecisionReleaseFailed
 		}
 	}
 	x.middleware.report(x.r.Context(), x.event)
 }
 
-// refuse answers in the handler's place.
-func (x *exchange) refuse(err error) {
-	problem, decision := newProblem(err)
-	x.answer(problem, decision)
+// refuse answers in the handler's place, for one of this package's reasons. What
+// caused it is for the operator's eyes.
+func (x *exchange) refuse(reason, cause error) {
+	x.answer(newProblem(reason, cause))
 }
 
 func (x *exchange) answer(problem *Problem, decision Decision) {
@@ -147,34 +156,34 @@ func (x *exchange) answer(problem *Problem, decision Decision) {
 
 func (x *exchange) serveWithoutOrg() {
 	if x.requireOrg {
-		x.refuse(ErrOrgMissing)
+		x.refuse(ErrOrgMissing, nil)
 		return
 	}
 	x.event.Decision = DecisionBypassedNoOrg
 	x.next.ServeHTTP(x.w, x.r)
 }
 
-// readBody reads the request's body whole, within the bound.
-func (x *exchange) readBody() ([]byte, error) {
+// readBody reads the request's body whole, within the bound, or says for which of
+// this package's reasons it could not.
+func (x *exchange) readBody() (body []byte, reason, cause error) {
 	if x.r.Body == nil || x.r.Body == http.NoBody {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if x.r.ContentLength > x.maxRequestBytes {
-		return nil, fmt.Errorf("%w: %d bytes announced, %d allowed", ErrRequestTooLarge, x.r.ContentLength, x.maxRequestBytes)
+		return nil, ErrRequestTooLarge, fmt.Errorf("%d bytes announced, %d allowed", x.r.ContentLength, x.maxRequestBytes)
 	}
+	const believed = 64 << 10 // of what a client announces, before it has sent anything
 	var buf bytes.Buffer
-	if x.r.ContentLength > 0 {
-		buf.Grow(int(x.r.ContentLength) + bytes.MinRead)
-	}
+	buf.Grow(int(min(max(x.r.ContentLength, 0), believed)) + bytes.MinRead)
 	_, err := buf.ReadFrom(http.MaxBytesReader(x.w, x.r.Body, x.maxRequestBytes))
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
-		return nil, fmt.Errorf("%w: more than the %d bytes allowed", ErrRequestTooLarge, tooLarge.Limit)
+		return nil, ErrRequestTooLarge, fmt.Errorf("more than the %d bytes allowed", tooLarge.Limit)
 	case err != nil:
-		return nil, fmt.Errorf("%w: %w", ErrRequestUnreadable, err)
+		return nil, ErrRequestUnreadable, err
 	}
-	return buf.Bytes(), nil
+	return buf.Bytes(), nil, nil
 }
 
 // request returns the request as the handler is to see it.
@@ -189,8 +198,41 @@ func (x *exchange) request(ctx context.Context, body []byte) *http.Request {
 // storeContext is the context of one step with the store. The request's
 // cancellation has no part in it: the outcome of a request whose client left is
 // stored all the same.
-func (x *exchange) storeContext() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(x.r.Context()), x.storeTimeout)
+func (x *exchange) storeContext(timeout time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(x.r.Context()), timeout)
+}
+
+// persist does one step with the store, at most tries times within the store
+// timeout, until it succeeds or fails for good. No try may use up the time of the
+// others: a connection that hangs is not the next one. It returns the last error,
+// and whether an earlier try may have taken effect without its answer arriving.
+func (x *exchange) persist(tries int, step func(context.Context) error) (err error, unsure bool) {
+	ctx, cancel := x.storeContext(x.storeTimeout)
+	defer cancel()
+	const firstPause, maxPause = 20 * time.Millisecond, 500 * time.Millisecond
+	for pause := firstPause; ; pause = min(2*pause, maxPause) {
+		one, done := context.WithTimeout(ctx, x.storeTimeout/time.Duration(min(tries, 3)))
+		err = step(one)
+		done()
+		if err == nil || isFinal(err) {
+			return err, unsure
+		}
+		if tries--; tries == 0 {
+			return err, true
+		}
+		unsure = true
+		select {
+		case <-ctx.Done():
+			return err, true
+		case <-time.After(pause):
+		}
+	}
+}
+
+// isFinal reports whether an error of the store is an answer, and not a fault that
+// may pass.
+func isFinal(err error) bool {
+	return errors.Is(err, ErrLeaseLost) || errors.Is(err, ErrStoreRefused) || errors.Is(err, tenancy.ErrUnknownTenant)
 }
 
 func (x *exchange) serveClaiming(body []byte, req ClaimRequest) {
@@ -207,26 +249,28 @@ func (x *exchange) serveClaiming(body []byte, req ClaimRequest) {
 	case OutcomeCompleted:
 		x.serveCompleted(result.Record)
 	case OutcomeInFlight:
-		x.refuse(ErrInFlight)
+		x.refuse(ErrInFlight, nil)
 	case OutcomeMismatch:
-		x.refuse(ErrKeyReused)
+		x.refuse(ErrKeyReused, nil)
 	case OutcomeInterrupted:
-		x.refuse(ErrInterrupted)
+		x.refuse(ErrInterrupted, nil)
 	default:
-		x.serveUnclaimed(body, fmt.Errorf("store answered with claim outcome %d", result.Outcome))
+		x.serveUnclaimed(body, fmt.Errorf("%w: it answered with claim outcome %d", ErrStoreRefused, result.Outcome))
 	}
 }
 
-// claim claims the key. After an error it makes sure, as far as the store can be
-// reached, that no claim without an owner stays behind.
-func (x *exchange) claim(req ClaimRequest) (ClaimResult, error) {
-	ctx, cancel := x.storeContext()
-	defer cancel()
-	result, err := x.store.Claim(ctx, req)
-	if err == nil || errors.Is(err, tenancy.ErrUnknownTenant) {
+// claim claims the key. A claim whose answer was lost is finished, by asking again
+// with the same token, or else undone, as far as the store can be reached: no claim
+// without an owner stays behind.
+func (x *exchange) claim(req ClaimRequest) (result ClaimResult, err error) {
+	err, _ = x.persist(2, func(ctx context.Context) error {
+		result, err = x.store.Claim(ctx, req)
+		return err
+	})
+	if err == nil || isFinal(err) {
 		return result, err
 	}
-	undo, cancel := x.storeContext()
+	undo, cancel := x.storeContext(x.storeTimeout / 2)
 	defer cancel()
 	if undoErr := x.store.Release(undo, req.Claim); undoErr != nil && !errors.Is(undoErr, ErrLeaseLost) {
 		err = fmt.Errorf("%w; undoing the claim: %w", err, undoErr)
@@ -238,12 +282,12 @@ func (x *exchange) claim(req ClaimRequest) (ClaimResult, error) {
 func (x *exchange) serveUnclaimed(body []byte, err error) {
 	switch {
 	case errors.Is(err, tenancy.ErrUnknownTenant):
-		x.refuse(err)
-	case x.failOpen:
+		x.refuse(tenancy.ErrUnknownTenant, err)
+	case x.failOpen && !isFinal(err):
 		x.event.Decision, x.event.Err = DecisionRanUnprotected, err
 		x.next.ServeHTTP(x.w, x.request(x.r.Context(), body))
 	default:
-		x.refuse(fmt.Errorf("%w: %w", ErrStoreUnavailable, err))
+		x.refuse(ErrStoreUnavailable, err)
 	}
 }
 
@@ -256,7 +300,7 @@ func (x *exchange) serveCompleted(rec *Record) {
 		}
 	}
 	if rec.Tombstone {
-		problem, decision := newProblem(ErrNotKept)
+		problem, decision := newProblem(ErrNotKept, nil)
 		problem.OriginalStatus = rec.ResponseStatus
 		x.answer(problem, decision)
 		return
@@ -291,12 +335,14 @@ func (x *exchange) serveClaimed(body []byte, c Claim, attempt int, asked time.Ti
 	}
 	if ctx.Err() != nil { // the client left while the claim was under way
 		x.release(c)
-		x.refuse(ErrNoOutcome)
+		x.refuse(ErrNoOutcome, nil)
 		return
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	// The lease is kept until the outcome is stored, and not just until there is one.
 	keeper := keepLease(context.WithoutCancel(ctx), x.store, c, asked, x.lease, x.storeTimeout, cancel)
+	defer keeper.stop()
 	rec := newRecorder(x.w, x.r.Method, x.maxResponseBytes)
 
 	started := time.Now()
@@ -307,35 +353,29 @@ func (x *exchange) serveClaimed(body []byte, c Claim, attempt int, asked time.Ti
 		}
 		// A panic or runtime.Goexit goes on from here: nothing recovers it.
 		x.event.Handler = time.Since(started)
-		keeper.stop()
 		rec.abandon()
 		x.event.Decision = DecisionReleased
 		x.release(c)
 	}()
-	x.next.ServeHTTP(rec, x.request(withClaimed(ctx, claimed{x.key, attempt}), body))
+	x.next.ServeHTTP(rec, x.request(withClaimed(ctx, claimed{c.OrgID, x.key, attempt}), body))
 	returned = true
 	x.event.Handler = time.Since(started)
-	keeper.stop()
 
-	if rec.silent() && ctx.Err() != nil {
+	if cause := context.Cause(ctx); cause != nil && rec.silent() {
 		rec.abandon()
 		x.release(c)
-		x.refuse(noOutcome(ctx))
+		if errors.Is(cause, ErrLeaseLost) {
+			x.refuse(ErrLeaseLost, nil)
+			return
+		}
+		x.refuse(ErrNoOutcome, nil)
 		return
 	}
-	rec.close()
+	rec.close(ctx.Err() != nil || x.r.Context().Err() != nil)
 	// The handler may have had its effect: unless end gets to say otherwise, for
 	// the panic of a rule of the user's, this is what must be known.
 	x.event.Decision = DecisionCompleteFailed
 	x.end(c, rec)
-}
-
-// noOutcome says why the handler gave up.
-func noOutcome(ctx context.Context) error {
-	if cause := context.Cause(ctx); errors.Is(cause, ErrLeaseLost) {
-		return ErrLeaseLost
-	}
-	return ErrNoOutcome
 }
 
 // end stores the outcome of a handler that has returned, and only then sends its
@@ -348,21 +388,21 @@ func (x *exchange) end(c Claim, rec *recorder) {
 		rec.finish()
 		return
 	}
-	x.event.Decision = DecisionExecuted
-	if x.event.Attempt > 1 {
-		x.event.Decision = DecisionTakenOver
-	}
 	err := x.complete(c, x.record(c, rec))
 	switch {
 	case err == nil:
+		x.event.Decision = DecisionExecuted
+		if x.event.Attempt > 1 {
+			x.event.Decision = DecisionTakenOver
+		}
 		rec.finish()
 	case errors.Is(err, ErrLeaseLost) && !rec.sent && !rec.hijacked:
 		// The response that counts is another attempt's. To send this one would
 		// be to tell two clients two stories.
 		rec.abandon()
-		x.refuse(err)
+		x.refuse(ErrLeaseLost, err)
 	default:
-		x.event.Decision, x.event.Err = DecisionCompleteFailed, err
+		x.event.Err = err
 		if errors.Is(err, ErrLeaseLost) {
 			x.event.Decision = DecisionLeaseLost
 		}
@@ -382,25 +422,13 @@ func (x *exchange) record(c Claim, rec *recorder) *Record {
 	return record
 }
 
-// complete stores the outcome. A fault of the store is tried again within the
-// store timeout: the handler has run, and a record is worth the wait.
+// complete stores the outcome. A fault of the store is tried again for as long as
+// the store timeout lasts: the handler has run, and a record is worth the wait.
 func (x *exchange) complete(c Claim, record *Record) error {
 	started := time.Now()
 	defer func() { x.event.Complete = time.Since(started) }()
-	ctx, cancel := x.storeContext()
-	defer cancel()
-	const firstPause, maxPause = 20 * time.Millisecond, 500 * time.Millisecond
-	for pause := firstPause; ; pause = min(2*pause, maxPause) {
-		err := x.store.Complete(ctx, c, record)
-		if err == nil || errors.Is(err, ErrLeaseLost) || errors.Is(err, tenancy.ErrUnknownTenant) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-time.After(pause):
-		}
-	}
+	err, _ := x.persist(math.MaxInt, func(ctx context.Context) error { return x.store.Complete(ctx, c, record) })
+	return err
 }
 
 // release ends the claim without an outcome. That it could not is reported, and
@@ -408,7 +436,9 @@ func (x *exchange) complete(c Claim, record *Record) error {
 func (x *exchange) release(c Claim) {
 	started := time.Now()
 	defer func() { x.event.Complete = time.Since(started) }()
-	ctx, cancel := x.storeContext()
-	defer cancel()
-	x.releaseErr = x.store.Release(ctx, c)
+	err, unsure := x.persist(3, func(ctx context.Context) error { return x.store.Release(ctx, c) })
+	if unsure && errors.Is(err, ErrLeaseLost) {
+		return // an earlier try did it, and its answer was lost
+	}
+	x.releaseErr = err
 }

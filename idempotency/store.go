@@ -54,8 +54,11 @@ type LeaseStore interface {
 
 	// Claim tries to claim req.Key for the attempt named by req.Token.
 	//
-	// After an error the claim may stand all the same, when the store's answer
-	// was lost; the caller then calls Release with the same token.
+	// It may be repeated after a fault: a claim in progress that has req.Token
+	// already is claimed, with its attempt unchanged. After an error the claim may
+	// stand all the same, when the store's answer was lost; the caller then calls
+	// Release with the same token. An error that wraps [ErrStoreRefused] says that
+	// there is no claim and that repeating it is in vain.
 	Claim(ctx context.Context, req ClaimRequest) (ClaimResult, error)
 
 	// Complete stores the outcome of the attempt that holds c. Of rec it takes
@@ -64,9 +67,12 @@ type LeaseStore interface {
 	// and changes nothing, when the record is no longer of c's token.
 	Complete(ctx context.Context, c Claim, rec *Record) error
 
-	// Release ends c without an outcome: the record is absent again. It returns
-	// an error that wraps [ErrLeaseLost], and changes nothing, when the record
-	// is no longer of c's token or has been completed.
+	// Release ends c without an outcome. After a first attempt the record is absent
+	// again. After a later one it stays in progress under a lease that has lapsed
+	// and a token that nobody has, so that the next attempt is counted on: what the
+	// first one did before it was interrupted is still unknown. It returns an error
+	// that wraps [ErrLeaseLost], and changes nothing, when the record is no longer
+	// of c's token or has been completed.
 	Release(ctx context.Context, c Claim) error
 
 	// Extend moves the end of c's lease to the given time from now. It returns

@@ -46,8 +46,9 @@ const lockWaitSeconds = 300
 // each other, for 5 minutes at most, and those in different schemas do not.
 //
 // Each schema is migrated over a connection of its own, which must go to
-// PostgreSQL itself or to a pooler in session mode: search_path is set on it, and
-// the lock is the session's. The role needs CREATE on the database to make a
+// PostgreSQL itself: search_path is set on it, and the lock is the session's. Where
+// a pooler in between drops the setting, Up says so and changes nothing but to make
+// the schema. The role needs CREATE on the database to make a
 // schema, and CREATE on a schema that exists already.
 //
 // Each migration is a transaction, so one that fails leaves nothing behind. A
@@ -87,6 +88,9 @@ func up(ctx context.Context, cfg *pgx.ConnConfig, schema tenancy.Schema) (err er
 	if err := createSchema(ctx, conn, schema); err != nil {
 		return err
 	}
+	if err := checkSearchPath(ctx, conn, schema); err != nil {
+		return err
+	}
 	locker, err := lock.NewPostgresSessionLocker(
 		lock.WithLockID(lockID(schema)),
 		lock.WithLockTimeout(1, lockWaitSeconds),
@@ -120,6 +124,19 @@ func createSchema(ctx context.Context, conn *sql.DB, schema tenancy.Schema) erro
 		return nil // unique_violation in the catalog: another runner made it at the same moment
 	}
 	return err
+}
+
+// checkSearchPath makes sure that unqualified names mean the tenant's schema. A pooler
+// may drop the parameter that says so, in session mode as well.
+func checkSearchPath(ctx context.Context, conn *sql.DB, schema tenancy.Schema) error {
+	var current sql.NullString
+	if err := conn.QueryRowContext(ctx, `SELECT current_schema()`).Scan(&current); err != nil {
+		return err
+	}
+	if current.String != schema.String() {
+		return fmt.Errorf("the connection does not heed search_path (it works in %q): connect to PostgreSQL itself, not through a pooler", current.String)
+	}
+	return nil
 }
 
 // lockID returns the number of the advisory lock of a schema. Locks are the

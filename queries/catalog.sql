@@ -7,3 +7,7 @@ JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'lease_until' AND NOT a.attisdropped
 WHERE c.relname = 'idempotency_records' AND c.relkind = 'r'
 ORDER BY n.nspname;
+
+-- name: DatabaseTime :one
+-- DatabaseTime returns the time by the database's clock.
+SELECT now()::timestamptz AS now;

@@ -39,9 +39,16 @@ SET completed_at = now(), response_status = @response_status::integer, response_
 WHERE r.org_id = @org_id AND r.key = @key AND r.token = @token;
 
 -- name: Release :execrows
--- Release removes the record of an attempt that ends without an outcome.
+-- Release removes the record of a first attempt that ends without an outcome.
 DELETE FROM /*tenant.*/idempotency_records AS r
-WHERE r.org_id = @org_id AND r.key = @key AND r.token = @token AND r.completed_at IS NULL;
+WHERE r.org_id = @org_id AND r.key = @key AND r.token = @token AND r.completed_at IS NULL AND r.attempt = 1;
+
+-- name: ReleaseTakenOver :execrows
+-- ReleaseTakenOver ends the lease of a later attempt that ends without an outcome,
+-- and takes its token away. The record stays, so that attempts are counted on.
+UPDATE /*tenant.*/idempotency_records AS r
+SET lease_until = now(), token = @spent_token
+WHERE r.org_id = @org_id AND r.key = @key AND r.token = @token AND r.completed_at IS NULL AND r.attempt > 1;
 
 -- name: Extend :execrows
 -- Extend moves the lease of a running attempt on, counted from now.

@@ -72,6 +72,10 @@ func TestMiddleware(t *testing.T, newStore func(t testing.TB) idempotency.Store,
 		"ConcurrentDuplicates":         testConcurrentDuplicates,
 		"NestedRequireIsOne":           testNestedRequireIsOne,
 		"ReplayCheck":                  testReplayCheck,
+		"StreamBrokenOff":              testStreamBrokenOff,
+		"FlushBeforeBody":              testFlushBeforeBody,
+		"NestedRequireOfAnotherKey":    testNestedRequireOfAnotherKey,
+		"LongFingerprint":              testLongFingerprint,
 		"ErrorHandler":                 testErrorHandler,
 		"ProblemDetailsOfFailedClaims": testStoreDownAtGet,
 	} {
@@ -96,6 +100,12 @@ func TestMiddleware(t *testing.T, newStore func(t testing.TB) idempotency.Store,
 		"ClaimAnswerLost":         testClaimAnswerLost,
 		"ClientLeavesDuringClaim": testClientLeavesDuringClaim,
 		"UnknownTenant":           testUnknownTenant,
+		"TakeOverThatFails":       testTakeOverThatFails,
+		"LeaseLostAtRelease":      testLeaseLostAtRelease,
+		"LeaseKeptToTheEnd":       testLeaseKeptToTheEnd,
+		"HungCompletion":          testHungCompletion,
+		"StoreRefuses":            testStoreRefuses,
+		"LateHeaders":             testLateHeaders,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -167,6 +177,10 @@ func testNoKeyPassesThrough(t *testing.T, f *fixture) {
 }
 
 func testRequiredKey(t *testing.T, f *fixture) {
+	items := f.serve(t, create(), idempotency.WithRequireKey("POST /v1/items/{id}"))
+	for _, path := range []string{"/v1/items/7", "/v1/items/7;", "/v1/items/7%25", "/v1/items/7%5c", "/v1/items/7%2f8", "/v1/items/%01"} {
+		items.do(t, call{path: path}).wantProblem(t, http.StatusBadRequest, "key_missing")
+	}
 	s := f.serve(t, create(), idempotency.WithRequireKey("POST /v1/payments"))
 	for _, path := range []string{"", "/v1/p%61yments", "//v1/payments", "/v1/x/../payments"} {
 		s.do(t, call{path: path}).wantProblem(t, http.StatusBadRequest, "key_missing")
@@ -206,6 +220,9 @@ func testInvalidKeys(t *testing.T, f *fixture) {
 			continue
 		}
 		a.wantProblem(t, http.StatusBadRequest, "key_invalid")
+		if !strings.Contains(a.body, "This one will not do: ") {
+			t.Errorf("%s: the problem does not say what is wrong: %s", name, a.body)
+		}
 	}
 	s.wantRuns(t, 0)
 	for name, key := range map[string]string{
@@ -399,6 +416,8 @@ func testSecretHeadersAreNotStored(t *testing.T, f *fixture) {
 		for _, name := range secret {
 			w.Header().Set(name, "secret")
 		}
+		w.Header()["set-cookie"] = []string{"secret"} // straight into the map
+		w.Header()["WWW-Authenticate"] = []string{"secret"}
 		w.Header().Set("Connection", "x-hop")
 		w.Header().Set("X-Kept", "yes")
 		w.Header().Set("Date", "Thu, 01 Jan 1970 00:00:00 GMT")
@@ -798,8 +817,9 @@ func testNothingSentBeforeStored(t *testing.T, f *fixture) {
 		return // the same path, through the adapter; faults cannot be put into it from here
 	}
 	completing, storeIt := make(chan struct{}), make(chan struct{})
+	var once sync.Once
 	store := &faultyStore{LeaseStore: leases, complete: func(_ context.Context, real func() error) error {
-		close(completing)
+		once.Do(func() { close(completing) })
 		<-storeIt
 		return real()
 	}}
@@ -1147,21 +1167,28 @@ func testStoreDownAtRelease(t *testing.T, f *leaseFixture) {
 	s.wantDecisions(t, idempotency.DecisionReleaseFailed)
 }
 
-// testClaimAnswerLost: the claim took effect, but its answer did not arrive. No
-// row without an owner may stay behind.
+// testClaimAnswerLost: the claim took effect, but its answer did not arrive. It is
+// finished by asking again or, if that fails as well, undone: no row without an
+// owner stays behind.
 func testClaimAnswerLost(t *testing.T, f *leaseFixture) {
-	lose := true
-	store := &faultyStore{LeaseStore: f.leases, claim: func(_ context.Context, real func() (idempotency.ClaimResult, error)) (idempotency.ClaimResult, error) {
-		result, err := real()
-		if lose {
-			lose = false
-			return idempotency.ClaimResult{}, errBroken
+	for losses, want := range []int{201, 201, 503} {
+		lost := 0
+		store := &faultyStore{LeaseStore: f.leases, claim: func(_ context.Context, real func() (idempotency.ClaimResult, error)) (idempotency.ClaimResult, error) {
+			result, err := real()
+			if lost < losses {
+				lost++
+				return idempotency.ClaimResult{}, errBroken
+			}
+			return result, err
+		}}
+		s := f.serveOver(t, store, create())
+		key := fmt.Sprint("lost-", losses)
+		if a := s.do(t, call{key: key}); a.StatusCode != want {
+			t.Errorf("%d answers lost: %d %s, want %d", losses, a.StatusCode, a.body, want)
 		}
-		return result, err
-	}}
-	s := f.serveOver(t, store, create())
-	s.do(t, call{key: "k"}).wantProblem(t, http.StatusServiceUnavailable, "store_unavailable")
-	s.do(t, call{key: "k"}).want(t, http.StatusCreated, `{"id":1}`)
+		s.do(t, call{key: key}).want(t, http.StatusCreated, `{"id":1}`)
+		s.wantRuns(t, 1)
+	}
 }
 
 func testClientLeavesDuringClaim(t *testing.T, f *leaseFixture) {
@@ -1204,4 +1231,213 @@ func testUnknownTenant(t *testing.T, f *leaseFixture) {
 		s.wantRuns(t, 0)
 		s.wantDecisions(t, idempotency.DecisionUnknownTenant)
 	}
+}
+
+// testTakeOverThatFails: an attempt that finds out nothing about the interrupted one
+// before it must not make the next think that it is the first.
+func testTakeOverThatFails(t *testing.T, f *leaseFixture) {
+	req := f.request("k") // of a process that died
+	s := f.serve(t, func(w http.ResponseWriter, r *http.Request) {
+		n, _ := idempotency.Attempt(r.Context())
+		if n < 4 {
+			w.WriteHeader(http.StatusBadGateway)
+		}
+		fmt.Fprint(w, "attempt ", n)
+	}, idempotency.WithFingerprint(func(*http.Request, []byte) (string, error) { return req.RequestHash, nil }))
+	f.claim(t, req, idempotency.OutcomeClaimed)
+	f.pass(t)
+	for attempt := 2; attempt < 4; attempt++ {
+		s.do(t, call{key: "k"}).want(t, http.StatusBadGateway, fmt.Sprint("attempt ", attempt))
+	}
+	s.do(t, call{key: "k"}).want(t, http.StatusOK, "attempt 4")
+	s.wantDecisions(t, idempotency.DecisionReleased, idempotency.DecisionReleased, idempotency.DecisionTakenOver)
+}
+
+// testLeaseLostAtRelease: that another attempt has taken over is the operator's to
+// know also where the handler has nothing to store.
+func testLeaseLostAtRelease(t *testing.T, f *leaseFixture) {
+	g := make(chan struct{})
+	begun := make(chan struct{}, 1)
+	stuck := &faultyStore{LeaseStore: f.leases, extend: func(context.Context, func() error) error { return nil }}
+	first := f.serveOver(t, stuck, func(w http.ResponseWriter, r *http.Request) {
+		begun <- struct{}{}
+		<-g
+		w.WriteHeader(http.StatusBadGateway)
+	}, f.withLease())
+	late := first.background(t, call{key: "k"})
+	within(t, "the handler to begin", begun)
+	f.pass(t)
+	f.serve(t, create()).do(t, call{key: "k"}).want(t, http.StatusCreated, `{"id":1}`)
+	close(g)
+	within(t, "the late answer", late).want(t, http.StatusBadGateway, "")
+	first.wantDecisions(t, idempotency.DecisionLeaseLost)
+}
+
+// testLeaseKeptToTheEnd: the key is held while the outcome is being stored, however
+// long that takes.
+func testLeaseKeptToTheEnd(t *testing.T, f *leaseFixture) {
+	extended := make(chan struct{}, 1000)
+	handled := make(chan struct{})
+	var once sync.Once
+	store := &faultyStore{
+		LeaseStore: f.leases,
+		extend: func(_ context.Context, real func() error) error {
+			defer func() { extended <- struct{}{} }()
+			return real()
+		},
+		complete: func(_ context.Context, real func() error) error {
+			once.Do(func() { close(handled) })
+			for range 4 { // more than a lease's worth
+				<-extended
+			}
+			return real()
+		},
+	}
+	s := f.serveOver(t, store, create(), idempotency.WithLease(300*time.Millisecond))
+	first := s.background(t, call{key: "k"})
+	within(t, "the completion", handled)
+	within(t, "the answer", first).want(t, http.StatusCreated, `{"id":1}`)
+	s.do(t, call{key: "k"}).want(t, http.StatusCreated, `{"id":1}`)
+	s.wantRuns(t, 1)
+}
+
+// testHungCompletion: a connection that hangs uses up its own time, and not that of
+// the next one.
+func testHungCompletion(t *testing.T, f *leaseFixture) {
+	tries := 0
+	store := &faultyStore{LeaseStore: f.leases, complete: func(ctx context.Context, real func() error) error {
+		if tries++; tries == 1 {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		return real()
+	}}
+	s := f.serveOver(t, store, create(), idempotency.WithStoreTimeout(3*time.Second))
+	s.do(t, call{key: "k"}).want(t, http.StatusCreated, `{"id":1}`)
+	s.wantDecisions(t, idempotency.DecisionExecuted)
+}
+
+// testStoreRefuses: a store that was reached and said no is not one that is down,
+// and what its error wraps besides does not decide what the client is told.
+func testStoreRefuses(t *testing.T, f *leaseFixture) {
+	for _, cause := range []error{
+		fmt.Errorf("%w: a constraint", idempotency.ErrStoreRefused),
+		fmt.Errorf("odd: %w: %w", idempotency.ErrInFlight, idempotency.ErrStoreRefused),
+	} {
+		store := &faultyStore{LeaseStore: f.leases, claim: func(context.Context, func() (idempotency.ClaimResult, error)) (idempotency.ClaimResult, error) {
+			return idempotency.ClaimResult{}, cause
+		}}
+		s := f.serveOver(t, store, create(), idempotency.WithFailOpen())
+		s.do(t, call{key: "k"}).wantProblem(t, http.StatusServiceUnavailable, "store_unavailable")
+		s.wantRuns(t, 0)
+		s.wantDecisions(t, idempotency.DecisionStoreError)
+	}
+}
+
+// testLateHeaders: a goroutine that outlives its handler and sets headers while the
+// outcome is stored disturbs nobody.
+func testLateHeaders(t *testing.T, f *leaseFixture) {
+	completing, set := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	store := &faultyStore{LeaseStore: f.leases, complete: func(_ context.Context, real func() error) error {
+		once.Do(func() { close(completing) })
+		<-set
+		return real()
+	}}
+	s := f.serveOver(t, store, func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "done")
+		go func() {
+			defer close(set)
+			<-completing
+			w.Header().Set("X-Late", "late")
+			w.Header().Set(http.TrailerPrefix+"X-Late", "late")
+		}()
+	})
+	a := s.do(t, call{key: "k"})
+	a.want(t, http.StatusOK, "done")
+	if a.Header.Get("X-Late") != "" || len(a.Trailer) != 0 {
+		t.Errorf("headers %v, trailers %v", a.Header, a.Trailer)
+	}
+}
+
+// testStreamBrokenOff: half a stream is no response to be repeated.
+func testStreamBrokenOff(t *testing.T, f *fixture) {
+	sent := make(chan struct{})
+	s := f.serve(t, func(w http.ResponseWriter, r *http.Request) {
+		for range 1000 {
+			io.WriteString(w, "row\n")
+			w.(http.Flusher).Flush()
+			select {
+			case sent <- struct{}{}:
+			case <-r.Context().Done():
+				return
+			}
+		}
+	})
+	ctx, leave := context.WithCancel(context.Background())
+	go func() {
+		<-sent
+		<-sent
+		leave()
+	}()
+	s.try(t, call{key: "k", ctx: ctx})
+	eventually(t, "the tombstone", func() bool {
+		a := s.do(t, call{key: "k"})
+		if a.replayed() {
+			t.Fatalf("%d bytes of a stream were replayed as if they were all", len(a.body))
+		}
+		return strings.Contains(a.body, "response_not_kept")
+	})
+	s.wantRuns(t, 1)
+}
+
+func testFlushBeforeBody(t *testing.T, f *fixture) {
+	s := f.serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusOK)
+		w.(http.Flusher).Flush()
+		io.WriteString(w, "<p>late")
+	})
+	first := s.do(t, call{key: "k"})
+	eventually(t, "the record", func() bool { return s.do(t, call{key: "k"}).replayed() })
+	again := s.do(t, call{key: "k"})
+	if fmt.Sprint(first.Header["Content-Type"]) != fmt.Sprint(again.Header["Content-Type"]) || again.body != first.body {
+		t.Errorf("first %v %q, then %v %q", first.Header, first.body, again.Header, again.body)
+	}
+}
+
+// testNestedRequireOfAnotherKey: the items of a batch are requests of their own.
+func testNestedRequireOfAnotherKey(t *testing.T, f *fixture) {
+	var items sync.Map
+	item := idempotency.Require(f.store)(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		key, _ := idempotency.Key(r.Context())
+		if _, again := items.LoadOrStore(key, true); again {
+			t.Errorf("item %q ran twice", key)
+		}
+	}))
+	s := f.serve(t, func(w http.ResponseWriter, r *http.Request) {
+		for _, key := range []string{"item-1", "item-2", "item-1"} {
+			sub := r.Clone(r.Context())
+			sub.Header.Set(idempotency.HeaderKey, key)
+			item.ServeHTTP(discard{http.Header{}}, sub)
+		}
+	})
+	s.do(t, call{key: "batch"}).want(t, http.StatusOK, "")
+	s.wantRuns(t, 1)
+}
+
+// discard is a ResponseWriter for what nobody reads.
+type discard struct{ header http.Header }
+
+func (d discard) Header() http.Header         { return d.header }
+func (d discard) Write(p []byte) (int, error) { return len(p), nil }
+func (d discard) WriteHeader(int)             {}
+
+// testLongFingerprint: how long a fingerprint of the user's is makes no difference.
+func testLongFingerprint(t *testing.T, f *fixture) {
+	s := f.serve(t, create(), idempotency.WithFingerprint(func(_ *http.Request, body []byte) (string, error) {
+		return strings.Repeat(string(body), 5000), nil
+	}))
+	s.do(t, call{key: "k", body: "a"}).want(t, http.StatusCreated, `{"id":1}`)
+	s.do(t, call{key: "k", body: "a"}).want(t, http.StatusCreated, `{"id":1}`)
+	s.do(t, call{key: "k", body: "b"}).wantProblem(t, http.StatusUnprocessableEntity, "key_reused")
 }

@@ -78,6 +78,8 @@ func TestStore(t *testing.T, newStore func(t testing.TB) idempotency.Store, opts
 		"ClaimMismatch":                   testClaimMismatch,
 		"ClaimInProgressHasNoRecord":      testClaimInProgressHasNoRecord,
 		"ClaimReleased":                   testClaimReleased,
+		"ClaimRepeated":                   testClaimRepeated,
+		"ReleaseAfterTakeOver":            testReleaseAfterTakeOver,
 		"ClaimAfterExpiry":                testClaimAfterExpiry,
 		"ClaimOutlivesExpiry":             testClaimOutlivesExpiry,
 		"ClaimTakesOverLapsedLease":       testClaimTakesOverLapsedLease,
@@ -429,6 +431,49 @@ func testClaimReleased(t *testing.T, f *leaseFixture) {
 	other := f.request("key")
 	other.RequestHash = strings.Repeat("ef", 32) // nothing of the first one is left
 	f.claim(t, other, idempotency.OutcomeClaimed)
+}
+
+// testClaimRepeated: who asks again because the answer was lost finds its own claim.
+func testClaimRepeated(t *testing.T, f *leaseFixture) {
+	first, second := f.request("key"), f.request("key")
+	for range 2 {
+		if result := f.claim(t, first, idempotency.OutcomeClaimed); result.Attempt != 1 {
+			t.Fatalf("attempt %d, want 1", result.Attempt)
+		}
+	}
+	f.pass(t)
+	for range 2 {
+		if result := f.claim(t, second, idempotency.OutcomeClaimed); result.Attempt != 2 {
+			t.Fatalf("attempt %d, want 2", result.Attempt)
+		}
+	}
+	f.claim(t, first, idempotency.OutcomeInFlight)
+	f.complete(t, second.Claim, 201)
+	f.claim(t, second, idempotency.OutcomeCompleted)
+}
+
+// testReleaseAfterTakeOver: what the interrupted attempt did is still unknown, so
+// the next attempt must not look like a first one.
+func testReleaseAfterTakeOver(t *testing.T, f *leaseFixture) {
+	dead := f.request("key")
+	f.claim(t, dead, idempotency.OutcomeClaimed)
+	f.pass(t)
+	for attempt := 2; attempt < 5; attempt++ {
+		req := f.request("key")
+		if result := f.claim(t, req, idempotency.OutcomeClaimed); result.Attempt != attempt {
+			t.Fatalf("attempt %d, want %d", result.Attempt, attempt)
+		}
+		if err := f.leases.Release(f.ctx, req.Claim); err != nil {
+			t.Fatalf("Release: %v", err)
+		}
+		wantLost(t, "Complete after Release", f.leases.Complete(f.ctx, req.Claim, f.record("key")))
+		wantLost(t, "second Release", f.leases.Release(f.ctx, req.Claim))
+		wantLost(t, "Complete by the dead", f.leases.Complete(f.ctx, dead.Claim, f.record("key")))
+		f.wantAbsent(t, f.org, "key")
+	}
+	other := f.request("key")
+	other.RequestHash = strings.Repeat("ef", 32)
+	f.claim(t, other, idempotency.OutcomeMismatch)
 }
 
 func testClaimAfterExpiry(t *testing.T, f *leaseFixture) {

@@ -3,6 +3,7 @@ package pgstore
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -17,6 +18,8 @@ const (
 	codeDeadlockDetected     = "40P01"
 	codeInvalidSchemaName    = "3F000"
 	codeUndefinedTable       = "42P01"
+	classDataException       = "22"
+	classIntegrityViolation  = "23"
 )
 
 // translate is where errors of the driver become errors of this package.
@@ -28,7 +31,17 @@ func translate(step string, orgID uuid.UUID, err error) error {
 		return fmt.Errorf("pgstore: %s for org %s: %w: its schema has no table of records; run migrations.Up on it: %w",
 			step, orgID, tenancy.ErrUnknownTenant, err)
 	}
+	if isRefusal(err) {
+		return fmt.Errorf("pgstore: %s for org %s: %w: %w", step, orgID, idempotency.ErrStoreRefused, err)
+	}
 	return fmt.Errorf("pgstore: %s for org %s: %w", step, orgID, err)
+}
+
+// isRefusal reports whether the server understood a statement and would not do it,
+// because of its values or of a constraint.
+func isRefusal(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && (strings.HasPrefix(pgErr.Code, classDataException) || strings.HasPrefix(pgErr.Code, classIntegrityViolation))
 }
 
 // changedOne is the answer to a compare-and-set on a token: no row changed means

@@ -66,7 +66,7 @@ func (s *Store) tenant(ctx context.Context, orgID uuid.UUID) (db.Tenant, error) 
 const maxClaimTries = 16
 
 // errContended ends a claim that was overtaken in every round.
-var errContended = errors.New("pgstore: the record kept changing while it was claimed; try again")
+var errContended = fmt.Errorf("pgstore: %w: the record kept changing while it was claimed; try again", idempotency.ErrStoreRefused)
 
 // Claim implements [idempotency.LeaseStore].
 func (s *Store) Claim(ctx context.Context, req idempotency.ClaimRequest) (idempotency.ClaimResult, error) {
@@ -107,6 +107,8 @@ func (s *Store) tryClaim(ctx context.Context, tenant db.Tenant, req idempotency.
 	lapsed := !row.Completed && row.Lapsed
 	if absent := row.Expired && (row.Completed || row.Lapsed); !absent {
 		switch {
+		case row.Token == uuid.UUID(req.Token) && !row.Completed: // ours: the answer to an earlier try was lost
+			return idempotency.ClaimResult{Outcome: idempotency.OutcomeClaimed, Attempt: int(row.Attempt)}, false, nil
 		// The fingerprint comes before a take-over: a request that may not have
 		// the record must not touch it.
 		case decodeHash(row.RequestHash) != req.RequestHash:
@@ -117,7 +119,10 @@ func (s *Store) tryClaim(ctx context.Context, tenant db.Tenant, req idempotency.
 				ResponseStatus: row.ResponseStatus, ResponseKept: row.ResponseKept,
 				ResponseHeaders: row.ResponseHeaders, ResponseBody: row.ResponseBody,
 			})
-			return idempotency.ClaimResult{Outcome: idempotency.OutcomeCompleted, Record: rec}, false, err
+			if err != nil { // completed, and so not to be run again, though not to be read
+				rec = &idempotency.Record{OrgID: req.OrgID, Key: req.Key, ResponseStatus: int(*row.ResponseStatus), Tombstone: true}
+			}
+			return idempotency.ClaimResult{Outcome: idempotency.OutcomeCompleted, Record: rec}, false, nil
 		case !lapsed:
 			return idempotency.ClaimResult{Outcome: idempotency.OutcomeInFlight}, false, nil
 		case req.Interrupted == idempotency.Refuse:
@@ -155,7 +160,13 @@ func (s *Store) Release(ctx context.Context, c idempotency.Claim) error {
 	if err != nil {
 		return err
 	}
-	n, err := db.New(tenant).Release(ctx, db.ReleaseParams{OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token)})
+	queries := db.New(tenant)
+	n, err := queries.Release(ctx, db.ReleaseParams{OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token)})
+	if err == nil && n == 0 {
+		n, err = queries.ReleaseTakenOver(ctx, db.ReleaseTakenOverParams{
+			SpentToken: uuid.UUID(idempotency.NewToken()), OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token),
+		})
+	}
 	return changedOne("release", c.OrgID, n, err)
 }
 
@@ -185,8 +196,8 @@ func (s *Store) Get(ctx context.Context, orgID uuid.UUID, key string) (*idempote
 	return completedRecord(orgID, key, row)
 }
 
-// Put implements [idempotency.Store]. Times that are left zero are filled in from
-// this process's clock.
+// Put implements [idempotency.Store]. A CreatedAt that is left zero is asked of the
+// database, which takes a round trip more.
 func (s *Store) Put(ctx context.Context, rec *idempotency.Record) error {
 	if rec == nil {
 		return errors.New("pgstore: put: record is nil")
@@ -197,7 +208,9 @@ func (s *Store) Put(ctx context.Context, rec *idempotency.Record) error {
 	}
 	createdAt, expiresAt := rec.CreatedAt, rec.ExpiresAt
 	if createdAt.IsZero() {
-		createdAt = time.Now()
+		if createdAt, err = db.New(s.pool).DatabaseTime(ctx); err != nil {
+			return translate("put", rec.OrgID, err)
+		}
 	}
 	if expiresAt.IsZero() {
 		expiresAt = createdAt.Add(idempotency.DefaultTTL)

@@ -7,7 +7,20 @@ package db
 
 import (
 	"context"
+	"time"
 )
+
+const databaseTime = `-- name: DatabaseTime :one
+SELECT now()::timestamptz AS now
+`
+
+// DatabaseTime returns the time by the database's clock.
+func (q *Queries) DatabaseTime(ctx context.Context) (time.Time, error) {
+	row := q.db.QueryRow(ctx, databaseTime)
+	var now time.Time
+	err := row.Scan(&now)
+	return now, err
+}
 
 const tenantSchemas = `-- name: TenantSchemas :many
 SELECT n.nspname::text AS schema

@@ -287,7 +287,7 @@ func (q *Queries) PutRecord(ctx context.Context, arg PutRecordParams) error {
 
 const release = `-- name: Release :execrows
 DELETE FROM /*tenant.*/idempotency_records AS r
-WHERE r.org_id = $1 AND r.key = $2 AND r.token = $3 AND r.completed_at IS NULL
+WHERE r.org_id = $1 AND r.key = $2 AND r.token = $3 AND r.completed_at IS NULL AND r.attempt = 1
 `
 
 type ReleaseParams struct {
@@ -296,9 +296,37 @@ type ReleaseParams struct {
 	Token uuid.UUID
 }
 
-// Release removes the record of an attempt that ends without an outcome.
+// Release removes the record of a first attempt that ends without an outcome.
 func (q *Queries) Release(ctx context.Context, arg ReleaseParams) (int64, error) {
 	result, err := q.db.Exec(ctx, release, arg.OrgID, arg.Key, arg.Token)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const releaseTakenOver = `-- name: ReleaseTakenOver :execrows
+UPDATE /*tenant.*/idempotency_records AS r
+SET lease_until = now(), token = $1
+WHERE r.org_id = $2 AND r.key = $3 AND r.token = $4 AND r.completed_at IS NULL AND r.attempt > 1
+`
+
+type ReleaseTakenOverParams struct {
+	SpentToken uuid.UUID
+	OrgID      uuid.UUID
+	Key        string
+	Token      uuid.UUID
+}
+
+// ReleaseTakenOver ends the lease of a later attempt that ends without an outcome,
+// and takes its token away. The record stays, so that attempts are counted on.
+func (q *Queries) ReleaseTakenOver(ctx context.Context, arg ReleaseTakenOverParams) (int64, error) {
+	result, err := q.db.Exec(ctx, releaseTakenOver,
+		arg.SpentToken,
+		arg.OrgID,
+		arg.Key,
+		arg.Token,
+	)
 	if err != nil {
 		return 0, err
 	}

@@ -26,12 +26,14 @@
 // ServeMux, with that pattern alone, would call its handler.
 //
 // The reverse does not hold: ServeMux also serves paths in other forms, such as
-// "/l%6Fgin". A rule that adds a duty to a route is therefore not enforced
-// against a client that wants to avoid it.
+// "/l%6Fgin". A rule that adds a duty to a route asks [Set.MatchLoosely] instead,
+// for which a doubtful request is one of the routes.
 package route
 
 import (
 	"net/http"
+	"net/url"
+	"path"
 	"strings"
 	"unicode"
 )
@@ -47,12 +49,55 @@ func (s *Set) Match(r *http.Request) bool {
 	if s == nil || r.URL == nil || r.URL.Opaque != "" || r.URL.RawPath != "" || !clean(r.URL.Path) {
 		return false
 	}
+	return s.match(r.Method, r.URL.Path)
+}
+
+// MatchLoosely reports whether some reading of the request is on one of the routes:
+// whatever path ServeMux would serve it under, after a redirect or without.
+func (s *Set) MatchLoosely(r *http.Request) bool {
+	if s == nil || r.URL == nil {
+		return false
+	}
+	if s.match(r.Method, cleaned(r.URL.Path)) {
+		return true
+	}
+	if r.URL.RawPath == "" && !strings.ContainsFunc(r.URL.Path, ambiguous) {
+		return false // read in any way, it is the same path
+	}
+	// As ServeMux reads it: segments first, and then their escapes. A slash that
+	// comes to light in a segment parts nothing any more.
+	segments := strings.Split(cleaned(r.URL.EscapedPath()), "/")
+	for i, segment := range segments {
+		if plain, err := url.PathUnescape(segment); err == nil {
+			segments[i] = strings.ReplaceAll(plain, "/", "\x00")
+		}
+	}
+	return s.match(r.Method, strings.Join(segments, "/"))
+}
+
+func (s *Set) match(method, path string) bool {
 	for i := range s.patterns {
-		if s.patterns[i].match(r.Method, r.URL.Path) {
+		if s.patterns[i].match(method, path) {
 			return true
 		}
 	}
 	return false
+}
+
+// cleaned returns the clean form that ServeMux redirects to. It allocates nothing
+// for a path that has it already.
+func cleaned(p string) string {
+	if !strings.HasPrefix(p, "/") {
+		p = "/" + p
+	}
+	c := path.Clean(p)
+	switch {
+	case c == p || len(p) == len(c)+1 && strings.HasPrefix(p, c) && p[len(p)-1] == '/':
+		return p
+	case c != "/" && p[len(p)-1] == '/':
+		return c + "/"
+	}
+	return c
 }
 
 // clean reports whether a decoded path has one meaning to whoever reads it.

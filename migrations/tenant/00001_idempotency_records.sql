@@ -2,6 +2,16 @@
 -- search_path must be the tenant's schema alone.
 
 -- +goose Up
+-- +goose StatementBegin
+DO $$
+BEGIN
+    IF current_schema() IS NULL OR current_schema() = 'public' THEN
+        RAISE EXCEPTION 'search_path does not lead to a tenant''s schema but to %', coalesce(current_schema(), 'none')
+            USING HINT = 'Set search_path to the schema, for example by ?search_path=... in the URL, on a direct connection.';
+    END IF;
+END
+$$;
+-- +goose StatementEnd
 CREATE TABLE idempotency_records (
     created_at       timestamptz NOT NULL,
     expires_at       timestamptz NOT NULL,
