@@ -2,14 +2,23 @@ package migrations_test
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
+	"io"
+	"net"
 	"net/url"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
 
 	"github.com/pgidem/pgidem/internal/pgtest"
 	"github.com/pgidem/pgidem/migrations"
@@ -122,7 +131,21 @@ func TestUpInDifferentSchemasDoesNotWait(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	stuck := make(chan error, 1)
 	go func() { stuck <- migrations.Up(ctx, url, one) }()
-	if err := migrations.Up(t.Context(), url, other); err != nil {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) { // until it hangs, its lock in hand
+		var waiting bool
+		if err := pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`).Scan(&waiting); err != nil {
+			t.Fatal(err)
+		}
+		if waiting {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the first runner never came to hang")
+		}
+	}
+	others, giveUp := context.WithTimeout(t.Context(), 20*time.Second)
+	defer giveUp()
+	if err := migrations.Up(others, url, other); err != nil {
 		t.Errorf("the other schema: %v", err)
 	}
 	cancel()
@@ -228,6 +251,111 @@ func TestUpRefusesNonsense(t *testing.T) {
 	cancel()
 	if err := migrations.Up(ctx, pgtest.NewDatabase(t), schema); err == nil {
 		t.Error("a cancelled context gave no error")
+	}
+}
+
+// forgetful stands between a client and its server like a pooler that drops a
+// parameter of the startup packet, and returns the URL that leads through it.
+func forgetful(t *testing.T, cfg *pgx.ConnConfig, parameter string) string {
+	t.Helper()
+	var lc net.ListenConfig
+	listener, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var relays sync.WaitGroup
+	relays.Go(func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			relays.Go(func() { relay(t, client, cfg, parameter) })
+		}
+	})
+	t.Cleanup(func() {
+		listener.Close()
+		relays.Wait()
+	})
+	u := url.URL{
+		Scheme: "postgres", User: url.UserPassword(cfg.User, cfg.Password), Host: listener.Addr().String(),
+		Path: "/" + cfg.Database, RawQuery: "sslmode=disable",
+	}
+	return u.String()
+}
+
+func relay(t *testing.T, client net.Conn, cfg *pgx.ConnConfig, parameter string) {
+	defer client.Close()
+	network, address := pgconn.NetworkAddress(cfg.Host, cfg.Port)
+	server, err := cfg.DialFunc(context.Background(), network, address)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer server.Close()
+	backend := pgproto3.NewBackend(client, nil)
+	startup, err := backend.ReceiveStartupMessage()
+	if err != nil {
+		return // a client that only looked whether somebody listens
+	}
+	message := startup.(*pgproto3.StartupMessage)
+	delete(message.Parameters, parameter)
+	packet, err := message.Encode(nil)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	if _, err := server.Write(packet); err != nil {
+		t.Error(err)
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		io.Copy(client, server)
+		client.Close()
+	}()
+	io.Copy(server, client)
+	server.Close()
+	<-done
+}
+
+// TestUpNoticesALostSearchPath: a pooler that drops search_path would have every
+// tenant's tables made in public.
+func TestUpNoticesALostSearchPath(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	through := forgetful(t, pool.Config().ConnConfig, "search_path")
+	err := migrations.Up(t.Context(), through, parse(t, "tenant_a"))
+	if err == nil || !strings.Contains(err.Error(), "search_path") || !strings.Contains(err.Error(), "pooler") {
+		t.Errorf("error %v; want one about search_path and poolers", err)
+	}
+	var made int
+	if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_class WHERE relname LIKE 'idempotency%'`).Scan(&made); err != nil || made != 0 {
+		t.Errorf("%d things made, %v; want none", made, err)
+	}
+}
+
+// TestMigrationsRefuseToRunInPublic: nor does a tool of the user's that forgot to set
+// search_path.
+func TestMigrationsRefuseToRunInPublic(t *testing.T) {
+	t.Parallel()
+	cfg, err := pgx.ParseConfig(pgtest.NewDatabase(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := stdlib.OpenDB(*cfg)
+	defer conn.Close()
+	provider, err := goose.NewProvider(goose.DialectPostgres, conn, migrations.FS(), goose.WithDisableGlobalRegistry(true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := provider.Up(t.Context()); err == nil || !strings.Contains(err.Error(), "search_path does not lead to a tenant") {
+		t.Errorf("error %v; want one about search_path", err)
+	}
+	var table sql.NullString
+	if err := conn.QueryRowContext(t.Context(), `SELECT to_regclass('public.idempotency_records')`).Scan(&table); err != nil || table.Valid {
+		t.Errorf("table %v, %v; want none", table, err)
 	}
 }
 
