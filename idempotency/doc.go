@@ -47,17 +47,21 @@
 //     [WithStoreTimeout]; then the client gets its response all the same, and the
 //     lease decides what a retry gets.
 //   - The handler panics, or answers with a status that [WithStorable] does not
-//     store: the claim is released, and a retry runs the handler.
+//     store: the claim is released, and a retry runs the handler. After a take-over
+//     the attempts are counted on, because the interrupted one may have had an effect.
 //   - A response over [WithMaxResponseBytes], or a hijacked connection: passes
 //     through, and a tombstone is stored. A retry gets 409 with the original
 //     status; the handler does not run a second time because its response was big.
-//   - The client goes away: the outcome is stored all the same. A handler that
-//     returns without having written anything after its context was cancelled has
-//     no outcome; its claim is released. A claim whose client left, or whose answer
-//     was lost, is undone by its token.
+//   - The client goes away: the outcome is stored all the same, but for a streamed
+//     response, which may have been broken off and is kept as a tombstone. A handler
+//     that returns without having written anything after its context was cancelled
+//     has no outcome; its claim is released. A claim whose client left is undone, and
+//     one whose answer was lost is finished or undone, by its token.
 //
 // A response is held back until its outcome is stored, so what a client has seen
-// is what a retry will get. A handler that flushes asks for the opposite: its
+// is what a retry will get. A handler that stops half-way because its context was
+// cancelled should not return what it has by then as if it were all: it cannot be
+// told apart. A handler that flushes asks for the opposite: its
 // response streams from then on, and is recorded as it goes. Informational (1xx)
 // responses go out at once. Trailers are passed through and not stored.
 //
