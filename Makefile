@@ -60,6 +60,7 @@ verify: $(BIN)/sqlc $(BIN)/goose ## Check that generated code, migrations, go.mo
 	$(GO) mod tidy -diff
 	$(GO) mod verify
 	$(GO) vet ./...
+	@! $(GO) list -deps ./idempotency | grep -E 'jackc/pgx|pressly/goose|^database/sql$$' || { echo "idempotency must not depend on a database"; exit 1; }
 	@for m in $(MODULES); do echo "$$m: tidy, vet"; (cd $$m && $(GO) mod tidy -diff && $(GO) vet ./...) || exit 1; done
 
 .PHONY: lint
