@@ -100,7 +100,7 @@ func up(ctx context.Context, cfg *pgx.ConnConfig, schema tenancy.Schema) (err er
 	}
 	provider, err := goose.NewProvider(goose.DialectPostgres, conn, FS(),
 		goose.WithTableName(VersionTable),
-		goose.WithSessionLocker(locker),
+		goose.WithSessionLocker(sessionLock{locker}),
 		goose.WithDisableGlobalRegistry(true),
 	)
 	if err != nil {
@@ -109,6 +109,14 @@ func up(ctx context.Context, cfg *pgx.ConnConfig, schema tenancy.Schema) (err er
 	_, err = provider.Up(ctx)
 	return err
 }
+
+// sessionLock leaves the unlocking to the end of the session, which comes right
+// after: Up closes the connection. To unlock over it is not safe when ctx ended in
+// the middle of a migration, because database/sql may be taking it apart then.
+type sessionLock struct{ lock.SessionLocker }
+
+// SessionUnlock implements [lock.SessionLocker].
+func (sessionLock) SessionUnlock(context.Context, *sql.Conn) error { return nil }
 
 // createSchema makes the schema if it is missing. It asks first, because CREATE
 // SCHEMA IF NOT EXISTS needs the right to create even where there is nothing to do.
