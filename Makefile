@@ -56,16 +56,17 @@ generate: $(BIN)/sqlc ## Generate internal/db from queries and migrations
 verify: $(BIN)/sqlc $(BIN)/goose ## Check that generated code, migrations, go.mod and format are current
 	$(BIN)/sqlc diff
 	$(BIN)/goose -dir migrations/tenant validate
-	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt-ed:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	@ugly=$$(gofmt -l .) && test -z "$$ugly" || { echo "not gofmt-ed: $$ugly"; exit 1; }
 	$(GO) mod tidy -diff
 	$(GO) mod verify
 	$(GO) vet ./...
-	@! $(GO) list -deps ./idempotency | grep -E 'jackc/pgx|pressly/goose|^database/sql$$' || { echo "idempotency must not depend on a database"; exit 1; }
+	@deps=$$($(GO) list -deps ./idempotency) && ! echo "$$deps" | grep -E 'jackc/pgx|pressly/goose|^database/sql$$' || { echo "idempotency must not depend on a database"; exit 1; }
 	@for m in $(MODULES); do echo "$$m: tidy, vet"; (cd $$m && $(GO) mod tidy -diff && $(GO) vet ./...) || exit 1; done
 
 .PHONY: lint
 lint: $(BIN)/golangci-lint ## Lint, import directions included
 	$(BIN)/golangci-lint run ./...
+	@for m in $(MODULES); do echo "$$m: lint"; (cd $$m && $(BIN)/golangci-lint run --config ../.golangci.yml ./...) || exit 1; done
 
 .PHONY: readme
 readme: tools ## Run the commands of the README on a throw-away PostgreSQL

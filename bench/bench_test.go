@@ -1,4 +1,4 @@
-// Package bench measures what the middleware costs, beside the same handler
+// Package bench_test measures what the middleware costs, beside the same handler
 // without it, in one run:
 //
 //	make bench
@@ -6,7 +6,7 @@
 // Nothing here goes over HTTP: a request is a call of ServeHTTP with a reusable
 // ResponseWriter. The store over PostgreSQL talks to a real server with its default
 // durability; its work is that of many callers at once, on 16 connections.
-package bench
+package bench_test
 
 import (
 	"fmt"

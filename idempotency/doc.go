@@ -59,7 +59,8 @@
 //     one whose answer was lost is finished or undone, by its token.
 //
 // A response is held back until its outcome is stored, so what a client has seen
-// is what a retry will get. A handler that stops half-way because its context was
+// is what a retry will get, unless the store could not be reached to store it. A
+// handler that stops half-way because its context was
 // cancelled should not return what it has by then as if it were all: it cannot be
 // told apart. A handler that flushes asks for the opposite: its
 // response streams from then on, and is recorded as it goes. Informational (1xx)

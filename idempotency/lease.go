@@ -34,7 +34,7 @@ func keepLease(ctx context.Context, store LeaseStore, c Claim, asked time.Time, 
 	}
 	k.ctx, k.cancel = context.WithCancel(ctx)
 	k.mu.Lock() // so that a first extension sees the timer
-	k.timer = time.AfterFunc(lease/3, k.extend)
+	k.timer = time.AfterFunc(time.Until(asked.Add(lease/3)), k.extend)
 	k.mu.Unlock()
 	return k
 }
@@ -45,8 +45,11 @@ func (k *leaseKeeper) extend() {
 	if k.stopped {
 		return
 	}
-	asked := time.Now()
-	ctx, cancel := context.WithTimeout(k.ctx, min(k.timeout, k.lapses.Sub(asked)))
+	asked, timeout := time.Now(), k.timeout
+	if left := k.lapses.Sub(asked); left > 0 {
+		timeout = min(timeout, left)
+	} // else the process was paused, or the claim slow: the store knows whether the lease still holds
+	ctx, cancel := context.WithTimeout(k.ctx, timeout)
 	defer cancel()
 	err := k.store.Extend(ctx, k.claim, k.lease)
 	left := time.Until(k.lapses)

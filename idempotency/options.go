@@ -172,7 +172,7 @@ func WithTTL(d time.Duration) Option {
 }
 
 // WithLease sets for how long a running request holds its key unless the lease
-// is extended, which happens at every third of it while the handler runs. After
+// is extended, which happens at every third of it until the outcome is stored. After
 // a crash retries are refused until the lease has lapsed; a short lease ends that
 // sooner and costs more extensions. At least 10 milliseconds; defaults to 30
 // seconds.

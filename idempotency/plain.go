@@ -10,7 +10,7 @@ import (
 // live in this process, unknown to others, and completed records in the store.
 type plainStore struct {
 	Store
-	claims *MemoryStore // records in progress only: none is ever completed here
+	claims *MemoryStore // none is ever completed here
 }
 
 func newPlainStore(s Store) *plainStore {

@@ -263,11 +263,11 @@ func (x *exchange) serveClaiming(body []byte, req ClaimRequest) {
 // with the same token, or else undone, as far as the store can be reached: no claim
 // without an owner stays behind.
 func (x *exchange) claim(req ClaimRequest) (result ClaimResult, err error) {
-	err, _ = x.persist(2, func(ctx context.Context) error {
+	err, unsure := x.persist(2, func(ctx context.Context) error {
 		result, err = x.store.Claim(ctx, req)
 		return err
 	})
-	if err == nil || isFinal(err) {
+	if err == nil || isFinal(err) && !unsure {
 		return result, err
 	}
 	undo, cancel := x.storeContext(x.storeTimeout / 2)

@@ -8,7 +8,7 @@
 // versions, and the plain goose command does the same for one schema by hand:
 //
 //	psql "$DATABASE_URL" -c 'CREATE SCHEMA IF NOT EXISTS tenant_a'
-//	goose -dir migrations/tenant -table idempotency_db_version postgres "$DATABASE_URL?search_path=tenant_a" up
+//	PGOPTIONS='-c search_path=tenant_a' goose -dir migrations/tenant -table idempotency_db_version postgres "$DATABASE_URL" up
 //
 // It is for deployment, never for the request path: a service that imports the
 // middleware and the store alone compiles no goose.

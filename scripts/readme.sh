@@ -6,10 +6,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${DATABASE_URL:?run it by make readme}"
 
-# pgtest's sockets give a URL that has a query already, and so another joint for one
-# more parameter than the URLs that people have.
-commands=$(awk '/^```sh$/ {inside = 1; next} /^```$/ {inside = 0} inside' README.md | grep -vE '^make (demo|test)\b')
-if [[ $DATABASE_URL == *\?* ]]; then
-	commands=$(sed 's/\$DATABASE_URL?/$DATABASE_URL\&/g' <<<"$commands")
-fi
-printf '%s\n' "$commands" | bash -eux
+awk '/^```sh$/ {inside = 1; next} /^```$/ {inside = 0} inside' README.md |
+	grep -vE '^make (demo|test)\b' | bash -eux

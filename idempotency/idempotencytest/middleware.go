@@ -573,7 +573,11 @@ func testPanicReleases(t *testing.T, f *fixture) {
 	for path := range ends {
 		// How a broken connection looks to the client is net/http's affair, and
 		// after Goexit it does not even break: what counts is the retry.
-		ctx, giveUp := context.WithTimeout(context.Background(), 200*time.Millisecond)
+		patience := 20 * time.Second
+		if path == "/goexit" {
+			patience = time.Second
+		}
+		ctx, giveUp := context.WithTimeout(context.Background(), patience)
 		if a, err := s.try(t, call{key: path, path: path, ctx: ctx}); err == nil {
 			t.Errorf("%s: the client got %d %q; want a connection that breaks", path, a.StatusCode, a.body)
 		}
@@ -1074,11 +1078,10 @@ func testLeaseIsExtended(t *testing.T, f *leaseFixture) {
 		}
 		return err
 	}}
-	const lease = 300 * time.Millisecond
-	s := f.serveOver(t, store, g.ServeHTTP, idempotency.WithLease(lease))
+	s := f.serveOver(t, store, g.ServeHTTP, idempotency.WithLease(1500*time.Millisecond))
 	first := s.background(t, call{key: "k"})
 	within(t, "the handler to begin", g.begun)
-	for range 6 { // two leases' worth
+	for range 4 { // more than a lease's worth
 		within(t, "an extension", extended)
 	}
 	s.do(t, call{key: "k"}).wantProblem(t, http.StatusConflict, "in_flight")
@@ -1136,7 +1139,7 @@ func testFailOpen(t *testing.T, f *leaseFixture) {
 
 func testStoreDownAtCompletion(t *testing.T, f *leaseFixture) {
 	store := &faultyStore{LeaseStore: f.leases, complete: func(context.Context, func() error) error { return errBroken }}
-	s := f.serveOver(t, store, create(), idempotency.WithStoreTimeout(50*time.Millisecond), f.withLease())
+	s := f.serveOver(t, store, create(), idempotency.WithStoreTimeout(2*time.Second), f.withLease())
 	s.do(t, call{key: "k"}).want(t, http.StatusCreated, `{"id":1}`)
 	s.wantDecisions(t, idempotency.DecisionCompleteFailed)
 	s.do(t, call{key: "k"}).wantProblem(t, http.StatusConflict, "in_flight") // the lease decides
@@ -1171,20 +1174,28 @@ func testStoreDownAtRelease(t *testing.T, f *leaseFixture) {
 // finished by asking again or, if that fails as well, undone: no row without an
 // owner stays behind.
 func testClaimAnswerLost(t *testing.T, f *leaseFixture) {
-	for losses, want := range []int{201, 201, 503} {
-		lost := 0
+	for name, c := range map[string]struct {
+		errs []error // of the first tries, all of which take effect
+		want int
+	}{
+		"never":                    {nil, 201},
+		"once":                     {[]error{errBroken}, 201},
+		"twice":                    {[]error{errBroken, errBroken}, 503},
+		"once, and then refused":   {[]error{errBroken, idempotency.ErrStoreRefused}, 503},
+		"once, and then suspended": {[]error{errBroken, tenancy.ErrUnknownTenant}, 403},
+	} {
+		tries := 0
 		store := &faultyStore{LeaseStore: f.leases, claim: func(_ context.Context, real func() (idempotency.ClaimResult, error)) (idempotency.ClaimResult, error) {
 			result, err := real()
-			if lost < losses {
-				lost++
-				return idempotency.ClaimResult{}, errBroken
+			if tries++; tries <= len(c.errs) {
+				return idempotency.ClaimResult{}, c.errs[tries-1]
 			}
 			return result, err
 		}}
 		s := f.serveOver(t, store, create())
-		key := fmt.Sprint("lost-", losses)
-		if a := s.do(t, call{key: key}); a.StatusCode != want {
-			t.Errorf("%d answers lost: %d %s, want %d", losses, a.StatusCode, a.body, want)
+		key := name
+		if a := s.do(t, call{key: key}); a.StatusCode != c.want {
+			t.Errorf("lost %s: %d %s, want %d", name, a.StatusCode, a.body, c.want)
 		}
 		s.do(t, call{key: key}).want(t, http.StatusCreated, `{"id":1}`)
 		s.wantRuns(t, 1)
@@ -1285,15 +1296,19 @@ func testLeaseKeptToTheEnd(t *testing.T, f *leaseFixture) {
 			defer func() { extended <- struct{}{} }()
 			return real()
 		},
-		complete: func(_ context.Context, real func() error) error {
+		complete: func(ctx context.Context, real func() error) error {
 			once.Do(func() { close(handled) })
 			for range 4 { // more than a lease's worth
-				<-extended
+				select {
+				case <-extended:
+				case <-ctx.Done():
+					return ctx.Err()
+				}
 			}
 			return real()
 		},
 	}
-	s := f.serveOver(t, store, create(), idempotency.WithLease(300*time.Millisecond))
+	s := f.serveOver(t, store, create(), idempotency.WithLease(1500*time.Millisecond), idempotency.WithStoreTimeout(time.Minute))
 	first := s.background(t, call{key: "k"})
 	within(t, "the completion", handled)
 	within(t, "the answer", first).want(t, http.StatusCreated, `{"id":1}`)

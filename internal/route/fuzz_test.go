@@ -41,7 +41,11 @@ func FuzzMatch(f *testing.F) {
 			return &http.Request{Method: method, URL: u, RequestURI: target, Host: "api.example.com", Header: http.Header{}}
 		}
 		// Every pattern that Compile accepts is one of ServeMux, or this panics.
-		want := served(pattern, request()) && inCleanForm(u)
+		reached := served(pattern, request())
+		if reached && !s.MatchLoosely(request()) {
+			t.Errorf("%s: ServeMux serves %s %s, but it does not match loosely", pattern, method, target)
+		}
+		want := reached && inCleanForm(u)
 		if got := s.Match(request()); got != want {
 			t.Errorf("%q matches %s %q: %v, want %v", pattern, method, target, got, want)
 		}

@@ -58,21 +58,23 @@ func (s *Set) MatchLoosely(r *http.Request) bool {
 	if s == nil || r.URL == nil {
 		return false
 	}
-	if s.match(r.Method, cleaned(r.URL.Path)) {
-		return true
+	decoded, escaped := r.URL.Path, r.URL.EscapedPath()
+	if r.Method != http.MethodConnect { // whose path ServeMux does not clean
+		decoded, escaped = cleaned(decoded), cleaned(escaped)
 	}
-	if r.URL.RawPath == "" && !strings.ContainsFunc(r.URL.Path, ambiguous) {
-		return false // read in any way, it is the same path
-	}
-	// As ServeMux reads it: segments first, and then their escapes. A slash that
-	// comes to light in a segment parts nothing any more.
-	segments := strings.Split(cleaned(r.URL.EscapedPath()), "/")
+	return s.match(r.Method, decoded) || escaped != decoded && s.match(r.Method, unescaped(escaped))
+}
+
+// unescaped reads a path as ServeMux does: segments first, and then their escapes. A
+// slash that comes to light in a segment parts nothing any more.
+func unescaped(path string) string {
+	segments := strings.Split(path, "/")
 	for i, segment := range segments {
 		if plain, err := url.PathUnescape(segment); err == nil {
 			segments[i] = strings.ReplaceAll(plain, "/", "\x00")
 		}
 	}
-	return s.match(r.Method, strings.Join(segments, "/"))
+	return strings.Join(segments, "/")
 }
 
 func (s *Set) match(method, path string) bool {
@@ -92,7 +94,7 @@ func cleaned(p string) string {
 	}
 	c := path.Clean(p)
 	switch {
-	case c == p || len(p) == len(c)+1 && strings.HasPrefix(p, c) && p[len(p)-1] == '/':
+	case c == p || c != "/" && len(p) == len(c)+1 && strings.HasPrefix(p, c) && p[len(p)-1] == '/':
 		return p
 	case c != "/" && p[len(p)-1] == '/':
 		return c + "/"

@@ -187,3 +187,36 @@ func BenchmarkMatch(b *testing.B) {
 		s.Match(r)
 	}
 }
+
+func TestMatchLoosely(t *testing.T) {
+	t.Parallel()
+	s, err := route.Compile("POST /v1/items/{id}", "/v1/public/", "/x/{$}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for target, want := range map[string]bool{
+		"/v1/items/7": true, "/v1/items/7;": true, "/v1/items/7%25": true, "/v1/items/7%5c": true, "/v1/items/7%2f8": true,
+		"/v1/items/%01": true, "//v1/items/7": true, "/v1/./items/7": true, "/v1/y/../items/7": true, "/v1/it%65ms/7": true,
+		"/v1/items": false, "/v1/items/": false, "/v1/items/7/8": false, "/v1/items/7/": false, "/V1/items/7": false,
+		"/v1/public/a": true, "/v1//public//a": true, "/v1/public/../private": false, "/v1/public%2fa": true,
+		"/x/": true, "//x/": true, "/x": false, "//": false, "/": false,
+	} {
+		u, err := url.ParseRequestURI(target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := s.MatchLoosely(&http.Request{Method: http.MethodPost, URL: u}); got != want {
+			t.Errorf("%s: %t, want %t", target, got, want)
+		}
+	}
+	if (*route.Set)(nil).MatchLoosely(&http.Request{Method: http.MethodPost, URL: &url.URL{Path: "/"}}) {
+		t.Error("a nil Set matches")
+	}
+	root, err := route.Compile("/{$}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !root.MatchLoosely(&http.Request{Method: http.MethodPost, URL: &url.URL{Path: "//"}}) {
+		t.Error(`"//" is not "/"`)
+	}
+}
