@@ -23,13 +23,7 @@ import (
 // over real HTTP, against the stores that newStore returns. A store without
 // leases is tested with what one process can promise.
 func TestMiddleware(t *testing.T, newStore func(t testing.TB) idempotency.Store, opts ...Option) {
-	s := &suite{
-		newStore:  newStore,
-		newTenant: func(testing.TB, idempotency.Store) uuid.UUID { return uuid.New() },
-	}
-	for _, opt := range opts {
-		opt(s)
-	}
+	s := newSuite(newStore, opts)
 	for name, test := range map[string]func(*testing.T, *fixture){
 		"SafeMethodsPassThrough":       testSafeMethodsPassThrough,
 		"OtherMethodsPassThrough":      testOtherMethodsPassThrough,

@@ -39,10 +39,7 @@ type suite struct {
 	advance   func(t testing.TB, store idempotency.Store, d time.Duration)
 }
 
-// TestStore runs the contract of [idempotency.Store] against the stores that
-// newStore returns, each in a test of its own, and the contract of
-// [idempotency.LeaseStore] if they implement it.
-func TestStore(t *testing.T, newStore func(t testing.TB) idempotency.Store, opts ...Option) {
+func newSuite(newStore func(t testing.TB) idempotency.Store, opts []Option) *suite {
 	s := &suite{
 		newStore:  newStore,
 		newTenant: func(testing.TB, idempotency.Store) uuid.UUID { return uuid.New() },
@@ -50,6 +47,14 @@ func TestStore(t *testing.T, newStore func(t testing.TB) idempotency.Store, opts
 	for _, opt := range opts {
 		opt(s)
 	}
+	return s
+}
+
+// TestStore runs the contract of [idempotency.Store] against the stores that
+// newStore returns, each in a test of its own, and the contract of
+// [idempotency.LeaseStore] if they implement it.
+func TestStore(t *testing.T, newStore func(t testing.TB) idempotency.Store, opts ...Option) {
+	s := newSuite(newStore, opts)
 	for name, test := range map[string]func(*testing.T, *fixture){
 		"GetOfNothing":           testGetOfNothing,
 		"PutThenGet":             testPutThenGet,
