@@ -57,8 +57,8 @@ func TestHandlerDoesNotRunForAClientThatLeftDuringTheClaim(t *testing.T) {
 	h := idempotency.Require(store, observe)(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { runs++ }))
 	r := request(t, "k", "")
 	h.ServeHTTP(httptest.NewRecorder(), r.WithContext(idempotency.WithOrgID(ctx, orgA)))
-	if runs != 0 || store.Len() != 0 || len(*got) != 1 || (*got)[0] != idempotency.DecisionReleased {
-		t.Errorf("%d runs, %d records, decisions %v; want none, none, and a release", runs, store.Len(), *got)
+	if runs != 0 || store.Len() != 0 || len(*got) != 1 || (*got)[0] != idempotency.DecisionClientLeft {
+		t.Errorf("%d runs, %d records, decisions %v; want none, none, and one that the client left", runs, store.Len(), *got)
 	}
 	h.ServeHTTP(httptest.NewRecorder(), r)
 	if runs != 1 {

@@ -24,10 +24,18 @@ const (
 	DecisionTakenOver Decision = "taken_over"
 	// DecisionReplayed means that the stored response was sent.
 	DecisionReplayed Decision = "replayed"
-	// DecisionReleased means that the handler ran, or would have, and that there
-	// is no outcome to be stored (a status that is not storable, a panic, no
-	// response); a retry runs it again.
+	// DecisionReleased means that the handler answered with a status that is not
+	// storable; a retry runs it again. What it did before is its own affair.
 	DecisionReleased Decision = "released"
+	// DecisionPanicked (!) means that the handler panicked, or ended its goroutine;
+	// a retry runs it again.
+	DecisionPanicked Decision = "panicked"
+	// DecisionNoOutcome (!) means that the handler returned without a response after
+	// its context had been cancelled; a retry runs it again.
+	DecisionNoOutcome Decision = "no_outcome"
+	// DecisionClientLeft means that the client left before the handler ran; a retry
+	// runs it.
+	DecisionClientLeft Decision = "client_left"
 	// DecisionInFlight means refused: another attempt is running.
 	DecisionInFlight Decision = "in_flight"
 	// DecisionMismatch means refused: the key belongs to another request.
@@ -92,9 +100,12 @@ type Event struct {
 	// Attempt counts the attempts at the key, from 1, where the handler ran
 	// under a claim.
 	Attempt int
-	// Claim, Handler and Complete are how long the store's claim, the handler,
-	// and storing or releasing its outcome took; zero where there was none.
-	Claim, Handler, Complete time.Duration
+	// Claim, Wait, Handler and Complete are how long the store's claim, waiting for
+	// another attempt ([WithWait]), the handler, and storing or releasing its outcome
+	// took; zero where there was none.
+	Claim, Wait, Handler, Complete time.Duration
+	// Instance is that of the [Problem] that was answered, or empty.
+	Instance string
 	// Err is the error behind the decision, where there is one. It may hold
 	// internal detail that no client should see.
 	Err error
@@ -105,7 +116,7 @@ func (d Decision) level() slog.Level {
 	switch d {
 	case DecisionInterrupted, DecisionBypassedNoOrg, DecisionRanUnprotected, DecisionCompleteFailed, DecisionLeaseLost:
 		return slog.LevelError
-	case DecisionStoreError, DecisionReleaseFailed, DecisionUnknownTenant, DecisionAborted:
+	case DecisionPanicked, DecisionNoOutcome, DecisionStoreError, DecisionReleaseFailed, DecisionUnknownTenant, DecisionAborted:
 		return slog.LevelWarn
 	default:
 		return slog.LevelDebug
@@ -138,11 +149,15 @@ func (c *config) report(ctx context.Context, e *Event) {
 		slog.String("key_hash", e.KeyHash),
 		slog.Int("status", e.Status),
 		slog.Duration("claim", e.Claim),
+		slog.Duration("wait", e.Wait),
 		slog.Duration("handler", e.Handler),
 		slog.Duration("complete", e.Complete),
 	}
 	if e.Attempt > 0 {
 		attrs = append(attrs, slog.Int("attempt", e.Attempt))
+	}
+	if e.Instance != "" {
+		attrs = append(attrs, slog.String("instance", e.Instance))
 	}
 	if e.Err != nil {
 		attrs = append(attrs, slog.String("error", e.Err.Error()))

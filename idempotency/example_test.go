@@ -2,8 +2,10 @@ package idempotency_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -60,20 +62,31 @@ func ExampleRequire_options() {
 		idempotency.WithMethods(http.MethodPost, http.MethodPatch),
 		idempotency.WithTTL(48*time.Hour),
 		idempotency.WithLease(time.Minute),
+		idempotency.WithWait(10*time.Second),
 		idempotency.WithStoreTimeout(2*time.Second),
 		idempotency.WithMaxRequestBytes(64<<10),
 		idempotency.WithMaxResponseBytes(256<<10),
 		idempotency.WithReplayHeader("X-Replayed"),
 		idempotency.WithInterrupted(idempotency.Refuse),
 		idempotency.WithDetachedHandler(),
+		idempotency.WithDescribedBy("https://api.example.com/docs/idempotency"),
+		idempotency.WithLogger(slog.New(slog.DiscardHandler)),
 	)
 	h := authenticate(protect(http.NotFoundHandler()))
 	r := httptest.NewRequest(http.MethodPost, "/v1/payments", nil)
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
-	fmt.Println(w.Code, w.Body)
+	var problem idempotency.Problem
+	if err := json.Unmarshal(w.Body.Bytes(), &problem); err != nil {
+		panic(err)
+	}
+	fmt.Println(w.Code, problem.Code, "retry:", problem.Retry)
+	fmt.Println(problem.Detail)
+	fmt.Println(w.Header().Get("Link"))
 	// Output:
-	// 400 {"type":"https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header-07#section-2.7","title":"Idempotency-Key is missing","status":400,"detail":"This operation requires an Idempotency-Key header. Send a fresh UUID for each new operation, and the same one again when you retry it.","code":"key_missing","retry":"corrected_request"}
+	// 400 key_missing retry: corrected_request
+	// This operation requires an Idempotency-Key header. Send a fresh UUID for each new operation, and the same one again when you retry it.
+	// <https://api.example.com/docs/idempotency>; rel="describedby"
 }
 
 // Two users of one tenant may choose the same key without meeting.

@@ -8,16 +8,19 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/pgidem/pgidem/internal/watch"
 )
 
-// MemoryStore is a [LeaseStore] in the memory of one process: for tests, and for
+// MemoryStore is a [WatchStore] in the memory of one process: for tests, and for
 // a service that runs as one process and may forget its keys when it restarts.
 // Make one with [NewMemoryStore].
 //
 // It holds every record until the record expires; each claim and each Put clears
 // away some that have.
 type MemoryStore struct {
-	now func() time.Time
+	now   func() time.Time
+	ended watch.Hub[memoryKey]
 
 	mu      sync.Mutex
 	records map[memoryKey]*memoryRecord
@@ -77,6 +80,7 @@ func (s *MemoryStore) Put(ctx context.Context, rec *Record) error {
 	s.clearSome(now)
 	rec.setTimes(now)
 	s.set(&memoryRecord{token: NewToken(), attempt: 1, completed: true, rec: rec})
+	s.ended.Signal(memoryKey{rec.OrgID, rec.Key})
 	return nil
 }
 
@@ -128,6 +132,7 @@ func (s *MemoryStore) Complete(ctx context.Context, c Claim, rec *Record) error 
 	rec.OrgID, rec.Key, rec.RequestHash = m.rec.OrgID, m.rec.Key, m.rec.RequestHash
 	rec.CreatedAt, rec.ExpiresAt = m.rec.CreatedAt, m.rec.ExpiresAt
 	m.completed, m.rec = true, rec
+	s.ended.Signal(memoryKey{c.OrgID, c.Key})
 	return nil
 }
 
@@ -141,9 +146,10 @@ func (s *MemoryStore) Release(ctx context.Context, c Claim) error {
 	}
 	if m.attempt > 1 {
 		m.leaseUntil, m.token = s.now(), NewToken()
-		return nil
+	} else {
+		s.remove(m)
 	}
-	s.remove(m)
+	s.ended.Signal(memoryKey{c.OrgID, c.Key})
 	return nil
 }
 
@@ -156,6 +162,29 @@ func (s *MemoryStore) Extend(ctx context.Context, c Claim, lease time.Duration) 
 		return err
 	}
 	m.leaseUntil = s.now().Add(lease)
+	return nil
+}
+
+// Watch implements [WatchStore]. It never fails.
+func (s *MemoryStore) Watch(orgID uuid.UUID, key string) (ended <-chan struct{}, stop func(), err error) {
+	ended, stop = s.ended.Watch(memoryKey{orgID, key})
+	return ended, stop, nil
+}
+
+// Clear deletes all records of a tenant, those in progress among them: for tests,
+// and for a tenant that is gone.
+func (s *MemoryStore) Clear(ctx context.Context, orgID uuid.UUID) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, m := range s.records {
+		if key.orgID == orgID {
+			s.remove(m)
+			s.ended.Signal(key)
+		}
+	}
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/textproto"
+	"net/url"
 	"slices"
 	"time"
 
@@ -35,6 +36,7 @@ type config struct {
 	requireOrg       bool
 	ttl              time.Duration
 	lease            time.Duration
+	wait             time.Duration
 	storeTimeout     time.Duration
 	maxRequestBytes  int64
 	maxResponseBytes int
@@ -45,6 +47,7 @@ type config struct {
 	keepHeader       func(name string) bool
 	replayCheck      func(*http.Request, *Record) error
 	errorHandler     func(http.ResponseWriter, *http.Request, error)
+	describedBy      string
 	interrupted      InterruptedPolicy
 	failOpen         bool
 	detached         bool
@@ -186,6 +189,22 @@ func WithLease(d time.Duration) Option {
 	}
 }
 
+// WithWait lets a request whose key is in flight wait for the attempt that holds it
+// to end, for at most d, and then replays its response; when there is none, because
+// the attempt was released or its process died, the waiting request runs the
+// handler itself. Only after d is it answered with 409. By default it is at once.
+//
+// A waiting request holds no connection of the store, but its goroutine and its
+// body. Keep d well below the time that clients, proxies and the server
+// ([http.Server.WriteTimeout]) give a request. With a [WatchStore] it hears of the
+// end as it comes; it also looks at least once a second.
+func WithWait(d time.Duration) Option {
+	return func(c *config) error {
+		c.wait = d
+		return positive("WithWait", d)
+	}
+}
+
 // WithStoreTimeout bounds each step that needs the store: claiming a key, storing
 // an outcome, releasing a key, each with its retries. After a claim that came to
 // nothing, undoing it may take up to half as long again. Defaults to 5 seconds.
@@ -315,6 +334,20 @@ func WithErrorHandler(handler func(w http.ResponseWriter, r *http.Request, err e
 	return func(c *config) error {
 		c.errorHandler = handler
 		return notNil("WithErrorHandler", handler == nil)
+	}
+}
+
+// WithDescribedBy puts a link to the service's own documentation on the problems
+// that [Require] answers, as a Link header with the relation "describedby" (RFC 8288;
+// draft-ietf-httpapi-idempotency-key-header-07 section 2.7 shows it). The reference
+// is a URI, absolute or relative to the request's. By default there is none.
+func WithDescribedBy(reference string) Option {
+	return func(c *config) error {
+		c.describedBy = reference
+		if u, err := url.Parse(reference); err != nil || reference == "" || u.String() != reference {
+			return fmt.Errorf("WithDescribedBy: %q is not a URI reference in its encoded form", reference)
+		}
+		return nil
 	}
 }
 

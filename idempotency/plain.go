@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 // plainStore makes a [Store] without leases look like a [LeaseStore]: its claims
@@ -52,6 +54,11 @@ func (s *plainStore) Complete(ctx context.Context, c Claim, rec *Record) error {
 		return err
 	}
 	return s.claims.Release(ctx, c)
+}
+
+// Watch implements [WatchStore]: an attempt that ends gives its claim up here.
+func (s *plainStore) Watch(orgID uuid.UUID, key string) (ended <-chan struct{}, stop func(), err error) {
+	return s.claims.Watch(orgID, key)
 }
 
 // Release implements [LeaseStore].

@@ -48,6 +48,11 @@ type Problem struct {
 	RetryAfter int `json:"retry_after,omitempty"`
 	// OriginalStatus is the status of the response that was not kept.
 	OriginalStatus int `json:"original_status,omitempty"`
+	// Instance names this one occurrence: a URN with a random UUID (RFC 9562), which
+	// the [Event] of the request and its line in the log carry as well.
+	Instance string `json:"instance,omitempty"`
+	// DescribedBy is the reference of [WithDescribedBy], for the Link header.
+	DescribedBy string `json:"-"`
 
 	reason error
 }
@@ -113,7 +118,7 @@ var problems = []struct {
 	{ErrNoOutcome, Problem{
 		Type: noDescription, Title: http.StatusText(http.StatusServiceUnavailable), Status: http.StatusServiceUnavailable, Code: "no_outcome", Retry: RetrySameKey, RetryAfter: 1,
 		Detail: "Processing was cut short and has no outcome. Repeat the request unchanged, with the same key.",
-	}, DecisionReleased},
+	}, DecisionNoOutcome},
 	{ErrOrgMissing, Problem{
 		Type: noDescription, Title: http.StatusText(http.StatusUnauthorized), Status: http.StatusUnauthorized, Code: "org_missing", Retry: RetryCorrected,
 		Detail: "An Idempotency-Key is only honoured for an organisation. Authenticate with credentials of one.",
@@ -194,6 +199,9 @@ func WriteProblem(w http.ResponseWriter, _ *http.Request, err error) {
 	}
 	if p.Status == http.StatusUnauthorized {
 		h.Set("WWW-Authenticate", "Bearer") // RFC 9110 section 11.6.1: a 401 carries a challenge
+	}
+	if p.DescribedBy != "" {
+		h.Add("Link", "<"+p.DescribedBy+`>; rel="describedby"`) // beside those of outer middleware
 	}
 	h.Set("Cache-Control", "no-store")
 	h.Set("Content-Type", "application/problem+json")

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/pgidem/pgidem/tenancy"
 )
 
@@ -136,7 +138,7 @@ func (x *exchange) report() {
 		switch {
 		case errors.Is(x.releaseErr, ErrLeaseLost):
 			x.event.Decision = DecisionLeaseLost
-		case x.event.Decision == DecisionReleased:
+		case x.event.Decision == DecisionReleased, x.event.Decision == DecisionClientLeft:
 			x.event.Decision = DecisionReleaseFailed
 		}
 	}
@@ -150,7 +152,12 @@ func (x *exchange) refuse(reason, cause error) {
 }
 
 func (x *exchange) answer(problem *Problem, decision Decision) {
+	problem.DescribedBy = x.describedBy
+	if problem.Instance == "" {
+		problem.Instance = uuid.New().URN()
+	}
 	x.event.Decision, x.event.Status, x.event.Err = decision, problem.Status, problem.reason
+	x.event.Instance = problem.Instance
 	x.errorHandler(x.w, x.r, problem)
 }
 
@@ -239,6 +246,13 @@ func (x *exchange) serveClaiming(body []byte, req ClaimRequest) {
 	asked := time.Now()
 	result, err := x.claim(req)
 	x.event.Claim = time.Since(asked)
+	if err == nil && result.Outcome == OutcomeInFlight && x.wait > 0 {
+		result, asked, err = x.await(req)
+		if err != nil && !errors.Is(err, tenancy.ErrUnknownTenant) {
+			x.refuse(ErrStoreUnavailable, err) // not even WithFailOpen runs beside an attempt in flight
+			return
+		}
+	}
 	if err != nil {
 		x.serveUnclaimed(body, err)
 		return
@@ -336,6 +350,7 @@ func (x *exchange) serveClaimed(body []byte, c Claim, attempt int, asked time.Ti
 	if ctx.Err() != nil { // the client left while the claim was under way
 		x.release(c)
 		x.refuse(ErrNoOutcome, nil)
+		x.event.Decision = DecisionClientLeft
 		return
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -354,7 +369,7 @@ func (x *exchange) serveClaimed(body []byte, c Claim, attempt int, asked time.Ti
 		// A panic or runtime.Goexit goes on from here: nothing recovers it.
 		x.event.Handler = time.Since(started)
 		rec.abandon()
-		x.event.Decision = DecisionReleased
+		x.event.Decision = DecisionPanicked
 		x.release(c)
 	}()
 	x.next.ServeHTTP(rec, x.request(withClaimed(ctx, claimed{c.OrgID, x.key, attempt}), body))

@@ -81,6 +81,20 @@ type LeaseStore interface {
 	Extend(ctx context.Context, c Claim, lease time.Duration) error
 }
 
+// WatchStore is a [LeaseStore] that can tell when an attempt ends, so that requests
+// which wait for one ([WithWait]) need not ask over and over.
+type WatchStore interface {
+	LeaseStore
+
+	// Watch returns a channel that gets a value soon after an attempt at the key has
+	// been completed or released, in whatever process, until stop is called. A value
+	// may come without cause and may get lost, so whoever waits claims again after
+	// each, with [ClaimRequest.Await], and from time to time without one.
+	//
+	// An error says that the store cannot watch at the moment; stop is then nil.
+	Watch(orgID uuid.UUID, key string) (ended <-chan struct{}, stop func(), err error)
+}
+
 // Token is the fencing token of one attempt: 128 random bits that no other
 // attempt ever has. An attempt that was paused past its lease finds another
 // token on its record and can change nothing there.
@@ -115,6 +129,10 @@ type ClaimRequest struct {
 	TTL time.Duration
 	// Interrupted says what to do with a record in progress whose lease lapsed.
 	Interrupted InterruptedPolicy
+	// Await says that the caller watches the key ([WatchStore]) and will wait when
+	// it is in flight. Once such a claim has been answered with [OutcomeInFlight],
+	// the end of the attempt in flight is signalled. Other stores ignore it.
+	Await bool
 }
 
 // InterruptedPolicy says what a request gets that finds an earlier attempt of

@@ -11,3 +11,11 @@ ORDER BY n.nspname;
 -- name: DatabaseTime :one
 -- DatabaseTime returns the time by the database's clock.
 SELECT now()::timestamptz AS now;
+
+-- name: Notify :exec
+-- Notify tells those who listen on the channel.
+SELECT pg_notify(@channel::text, @payload::text);
+
+-- name: BackendPID :one
+-- BackendPID returns the process ID of the server process that serves the connection.
+SELECT pg_backend_pid() AS pid;

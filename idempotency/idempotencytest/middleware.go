@@ -71,6 +71,7 @@ func TestMiddleware(t *testing.T, newStore func(t testing.TB) idempotency.Store,
 		"NestedRequireOfAnotherKey":    testNestedRequireOfAnotherKey,
 		"LongFingerprint":              testLongFingerprint,
 		"ErrorHandler":                 testErrorHandler,
+		"WaitOfAnyStore":               testWaitOfPlainStore,
 		"ProblemDetailsOfFailedClaims": testStoreDownAtGet,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -100,6 +101,13 @@ func TestMiddleware(t *testing.T, newStore func(t testing.TB) idempotency.Store,
 		"HungCompletion":          testHungCompletion,
 		"StoreRefuses":            testStoreRefuses,
 		"LateHeaders":             testLateHeaders,
+		"WaitReplays":             testWaitReplays,
+		"WaitTimesOut":            testWaitTimesOut,
+		"WaitRunsAfterRelease":    testWaitRunsAfterRelease,
+		"WaitTakesOver":           testWaitTakesOver,
+		"WaiterLeaves":            testWaiterLeaves,
+		"WaitStoreDown":           testWaitStoreDown,
+		"Watch":                   testWatch,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -586,12 +594,12 @@ func testPanicReleases(t *testing.T, f *fixture) {
 	defer s.mu.Unlock()
 	released := 0
 	for _, e := range s.events {
-		if e.Decision == idempotency.DecisionReleased {
+		if e.Decision == idempotency.DecisionPanicked {
 			released++
 		}
 	}
 	if released != len(ends) {
-		t.Errorf("%d releases reported, want %d", released, len(ends))
+		t.Errorf("%d panics reported, want %d", released, len(ends))
 	}
 }
 

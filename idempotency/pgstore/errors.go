@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgidem/pgidem/idempotency"
@@ -18,6 +19,7 @@ const (
 	codeDeadlockDetected     = "40P01"
 	codeInvalidSchemaName    = "3F000"
 	codeUndefinedTable       = "42P01"
+	codeUndefinedColumn      = "42703"
 	classDataException       = "22"
 	classIntegrityViolation  = "23"
 )
@@ -30,6 +32,10 @@ func translate(step string, orgID uuid.UUID, err error) error {
 	if isMissing(err) {
 		return fmt.Errorf("pgstore: %s for org %s: %w: its schema has no table of records; run migrations.Up on it: %w",
 			step, orgID, tenancy.ErrUnknownTenant, err)
+	}
+	if isOutdated(err) {
+		return fmt.Errorf("pgstore: %s for org %s: %w: its schema is older than this version of pgidem; run migrations.Up on it: %w",
+			step, orgID, idempotency.ErrStoreRefused, err)
 	}
 	if isRefusal(err) {
 		return fmt.Errorf("pgstore: %s for org %s: %w: %w", step, orgID, idempotency.ErrStoreRefused, err)
@@ -44,10 +50,10 @@ func isRefusal(err error) bool {
 	return errors.As(err, &pgErr) && (strings.HasPrefix(pgErr.Code, classDataException) || strings.HasPrefix(pgErr.Code, classIntegrityViolation))
 }
 
-// changedOne is the answer to a compare-and-set on a token: no row changed means
-// that the record is another attempt's, or gone.
-func changedOne(step string, orgID uuid.UUID, n int64, err error) error {
-	if err == nil && n == 0 {
+// lostOr translates the error of a compare-and-set on a token: no row means that the
+// record is another attempt's, or gone.
+func lostOr(step string, orgID uuid.UUID, err error) error {
+	if errors.Is(err, pgx.ErrNoRows) {
 		return fmt.Errorf("pgstore: %s for org %s: %w", step, orgID, idempotency.ErrLeaseLost)
 	}
 	return translate(step, orgID, err)
@@ -67,6 +73,13 @@ func translateSchema(step string, schema tenancy.Schema, err error) error {
 		return fmt.Errorf("pgstore: %s in schema %s: %w: it has no table of records: %w", step, schema, tenancy.ErrUnknownTenant, err)
 	}
 	return fmt.Errorf("pgstore: %s in schema %s: %w", step, schema, err)
+}
+
+// isOutdated reports whether a statement met a table without a column that a later
+// migration adds.
+func isOutdated(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == codeUndefinedColumn
 }
 
 // isMissing reports whether a statement met no schema or no table.

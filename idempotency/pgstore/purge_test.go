@@ -186,7 +186,7 @@ func TestPurgeWalksSparseTables(t *testing.T) {
 
 	for _, sql := range []string{
 		`ALTER TABLE ` + table + ` RENAME TO plain`,
-		`CREATE TABLE ` + table + ` (LIKE ` + schema.Quoted() + `.plain) PARTITION BY HASH (key)`,
+		`CREATE TABLE ` + table + ` (LIKE ` + schema.Quoted() + `.plain INCLUDING DEFAULTS) PARTITION BY HASH (key)`,
 		`CREATE TABLE ` + schema.Quoted() + `.part_0 PARTITION OF ` + table + ` FOR VALUES WITH (MODULUS 2, REMAINDER 0)`,
 		`CREATE TABLE ` + schema.Quoted() + `.part_1 PARTITION OF ` + table + ` FOR VALUES WITH (MODULUS 2, REMAINDER 1)`,
 	} {

@@ -2,6 +2,7 @@ package pgstore
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"time"
@@ -15,21 +16,37 @@ import (
 	"github.com/pgidem/pgidem/tenancy"
 )
 
-// Store is an [idempotency.LeaseStore] in PostgreSQL. Make one with [New]; it is
+// Store is an [idempotency.WatchStore] in PostgreSQL. Make one with [New]; it is
 // safe for concurrent use.
 //
 // Its methods return errors that wrap [tenancy.ErrUnknownTenant] for a tenant that
 // the directory does not know, or whose schema does not hold the tables.
 type Store struct {
-	pool  *pgxpool.Pool
-	dir   tenancy.Directory
-	texts db.Texts
+	pool     *pgxpool.Pool
+	dir      tenancy.Directory
+	texts    db.Texts
+	listener listener
 }
 
-var _ idempotency.LeaseStore = (*Store)(nil)
+var _ idempotency.WatchStore = (*Store)(nil)
 
-// Option changes how a [Store] works. There are none yet.
+// Option changes how a [Store] works.
 type Option func(*Store) error
+
+// WithListenConfig gives the connection on which the store hears of attempts that
+// end in other processes, for [idempotency.WithWait]. By default it is made as those
+// of the pool are; behind a pooler in transaction mode give a direct one, or requests
+// that wait only ask again, at growing intervals of up to a second.
+func WithListenConfig(config *pgx.ConnConfig) Option {
+	return func(s *Store) error {
+		if config == nil {
+			return errors.New("WithListenConfig: the configuration is nil")
+		}
+		config = config.Copy()
+		s.listener.connect = func(ctx context.Context) (*pgx.Conn, error) { return connectTo(ctx, config) }
+		return nil
+	}
+}
 
 // New returns a Store over the caller's pool, with each tenant in the schema that
 // dir names. It opens no connection. The error says which argument is missing.
@@ -41,6 +58,7 @@ func New(pool *pgxpool.Pool, dir tenancy.Directory, opts ...Option) (*Store, err
 		return nil, errors.New("pgstore: the directory is nil; use tenancy.PerOrg or tenancy.Fixed")
 	}
 	s := &Store{pool: pool, dir: dir}
+	s.listener.connect, s.listener.idle = connector(pool), listenIdle
 	for _, opt := range opts {
 		if err := opt(s); err != nil {
 			return nil, fmt.Errorf("pgstore: %w", err)
@@ -48,6 +66,13 @@ func New(pool *pgxpool.Pool, dir tenancy.Directory, opts ...Option) (*Store, err
 	}
 	return s, nil
 }
+
+// Close ends what the store has started by itself: the connection on which it
+// listens for [idempotency.WithWait], if requests have waited. Without it, the
+// connection is closed half a minute or so after the last request that waited. Close
+// leaves the pool alone, and the store may be used further; requests that wait then
+// ask again and again.
+func (s *Store) Close() { s.listener.close() }
 
 // tenant returns the statements bound to the schema of orgID.
 func (s *Store) tenant(ctx context.Context, orgID uuid.UUID) (db.Tenant, error) {
@@ -123,6 +148,9 @@ func (s *Store) tryClaim(ctx context.Context, tenant db.Tenant, req idempotency.
 				rec = &idempotency.Record{OrgID: req.OrgID, Key: req.Key, ResponseStatus: int(*row.ResponseStatus), Tombstone: true}
 			}
 			return idempotency.ClaimResult{Outcome: idempotency.OutcomeCompleted, Record: rec}, false, nil
+		case !lapsed && req.Await && !row.Awaited:
+			n, err := db.New(tenant).MarkAwaited(ctx, db.MarkAwaitedParams{OrgID: req.OrgID, Key: req.Key, SeenToken: row.Token})
+			return idempotency.ClaimResult{Outcome: idempotency.OutcomeInFlight}, err == nil && n == 0, err
 		case !lapsed:
 			return idempotency.ClaimResult{Outcome: idempotency.OutcomeInFlight}, false, nil
 		case req.Interrupted == idempotency.Refuse:
@@ -146,12 +174,12 @@ func (s *Store) Complete(ctx context.Context, c idempotency.Claim, rec *idempote
 	if err != nil {
 		return err
 	}
-	n, err := db.New(tenant).Complete(ctx, db.CompleteParams{
+	awaited, err := db.New(tenant).Complete(ctx, db.CompleteParams{
 		ResponseStatus: int32(rec.ResponseStatus), ResponseKept: !rec.Tombstone,
 		ResponseHeaders: encodeHeaders(rec), ResponseBody: rec.ResponseBody,
 		OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token),
 	})
-	return changedOne("complete", c.OrgID, n, err)
+	return s.ended(ctx, "complete", c, awaited, err)
 }
 
 // Release implements [idempotency.LeaseStore].
@@ -161,13 +189,36 @@ func (s *Store) Release(ctx context.Context, c idempotency.Claim) error {
 		return err
 	}
 	queries := db.New(tenant)
-	n, err := queries.Release(ctx, db.ReleaseParams{OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token)})
-	if err == nil && n == 0 {
-		n, err = queries.ReleaseTakenOver(ctx, db.ReleaseTakenOverParams{
+	awaited, err := queries.Release(ctx, db.ReleaseParams{OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token)})
+	if errors.Is(err, pgx.ErrNoRows) {
+		awaited, err = queries.ReleaseTakenOver(ctx, db.ReleaseTakenOverParams{
 			SpentToken: uuid.UUID(idempotency.NewToken()), OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token),
 		})
 	}
-	return changedOne("release", c.OrgID, n, err)
+	return s.ended(ctx, "release", c, awaited, err)
+}
+
+// ended tells those who wait for the attempt of c, here and elsewhere, that it has
+// come to its end.
+func (s *Store) ended(ctx context.Context, step string, c idempotency.Claim, awaited bool, err error) error {
+	if err != nil {
+		return lostOr(step, c.OrgID, err)
+	}
+	key := newWaitKey(c.OrgID, c.Key)
+	s.listener.ends.Signal(key)
+	if awaited {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		// Its failure is not the attempt's: who waits looks again without it.
+		_ = db.New(s.pool).Notify(ctx, db.NotifyParams{Channel: channel, Payload: hex.EncodeToString(key[:])})
+	}
+	return nil
+}
+
+// Watch implements [idempotency.WatchStore], over one connection for all who wait in
+// this process. It fails while the server cannot be listened to.
+func (s *Store) Watch(orgID uuid.UUID, key string) (ended <-chan struct{}, stop func(), err error) {
+	return s.listener.watch(newWaitKey(orgID, key))
 }
 
 // Extend implements [idempotency.LeaseStore].
@@ -177,7 +228,21 @@ func (s *Store) Extend(ctx context.Context, c idempotency.Claim, lease time.Dura
 		return err
 	}
 	n, err := db.New(tenant).Extend(ctx, db.ExtendParams{Lease: lease, OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token)})
-	return changedOne("extend", c.OrgID, n, err)
+	if err == nil && n == 0 {
+		err = pgx.ErrNoRows
+	}
+	return lostOr("extend", c.OrgID, err)
+}
+
+// Clear deletes all records of a tenant, those in progress among them: for tests,
+// and for a tenant that is gone. Its retries run their handlers again.
+func (s *Store) Clear(ctx context.Context, orgID uuid.UUID) error {
+	tenant, err := s.tenant(ctx, orgID)
+	if err != nil {
+		return err
+	}
+	_, err = db.New(tenant).ClearRecords(ctx, orgID)
+	return translate("clear", orgID, err)
 }
 
 // Get implements [idempotency.Store].

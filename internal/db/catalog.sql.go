@@ -10,6 +10,18 @@ import (
 	"time"
 )
 
+const backendPID = `-- name: BackendPID :one
+SELECT pg_backend_pid() AS pid
+`
+
+// BackendPID returns the process ID of the server process that serves the connection.
+func (q *Queries) BackendPID(ctx context.Context) (int32, error) {
+	row := q.db.QueryRow(ctx, backendPID)
+	var pid int32
+	err := row.Scan(&pid)
+	return pid, err
+}
+
 const databaseTime = `-- name: DatabaseTime :one
 SELECT now()::timestamptz AS now
 `
@@ -20,6 +32,21 @@ func (q *Queries) DatabaseTime(ctx context.Context) (time.Time, error) {
 	var now time.Time
 	err := row.Scan(&now)
 	return now, err
+}
+
+const notify = `-- name: Notify :exec
+SELECT pg_notify($1::text, $2::text)
+`
+
+type NotifyParams struct {
+	Channel string
+	Payload string
+}
+
+// Notify tells those who listen on the channel.
+func (q *Queries) Notify(ctx context.Context, arg NotifyParams) error {
+	_, err := q.db.Exec(ctx, notify, arg.Channel, arg.Payload)
+	return err
 }
 
 const tenantSchemas = `-- name: TenantSchemas :many

@@ -45,7 +45,7 @@ func (t Tenant) ClaimInsertSelect(ctx context.Context, b Batcher, arg ClaimInser
 		return true, row, false, nil // unless Close tells that the transaction failed after all
 	}
 	err = results.QueryRow().Scan(
-		&row.Token, &row.Attempt, &row.RequestHash, &row.CreatedAt, &row.ExpiresAt,
+		&row.Token, &row.Attempt, &row.Awaited, &row.RequestHash, &row.CreatedAt, &row.ExpiresAt,
 		&row.ResponseStatus, &row.ResponseKept, &row.ResponseHeaders, &row.ResponseBody,
 		&row.Completed, &row.Expired, &row.Lapsed,
 	)

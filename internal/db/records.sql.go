@@ -48,7 +48,7 @@ func (q *Queries) ClaimInsert(ctx context.Context, arg ClaimInsertParams) (int64
 }
 
 const claimSelect = `-- name: ClaimSelect :one
-SELECT r.token, r.attempt, r.request_hash, r.created_at, r.expires_at,
+SELECT r.token, r.attempt, r.awaited, r.request_hash, r.created_at, r.expires_at,
        r.response_status, r.response_kept, r.response_headers, r.response_body,
        (r.completed_at IS NOT NULL)::boolean AS completed,
        (r.expires_at <= now())::boolean AS expired,
@@ -65,6 +65,7 @@ type ClaimSelectParams struct {
 type ClaimSelectRow struct {
 	Token           uuid.UUID
 	Attempt         int32
+	Awaited         bool
 	RequestHash     []byte
 	CreatedAt       time.Time
 	ExpiresAt       time.Time
@@ -84,6 +85,7 @@ func (q *Queries) ClaimSelect(ctx context.Context, arg ClaimSelectParams) (Claim
 	err := row.Scan(
 		&i.Token,
 		&i.Attempt,
+		&i.Awaited,
 		&i.RequestHash,
 		&i.CreatedAt,
 		&i.ExpiresAt,
@@ -101,7 +103,7 @@ func (q *Queries) ClaimSelect(ctx context.Context, arg ClaimSelectParams) (Claim
 const claimTakeOver = `-- name: ClaimTakeOver :execrows
 UPDATE /*tenant.*/idempotency_records AS r
 SET created_at = now(), expires_at = now() + $1::interval, lease_until = now() + $2::interval,
-    completed_at = NULL, token = $3, attempt = $4,
+    completed_at = NULL, token = $3, attempt = $4, awaited = (r.awaited AND r.completed_at IS NULL),
     response_status = NULL, response_kept = true, request_hash = $5,
     response_headers = NULL, response_body = NULL
 WHERE r.org_id = $6 AND r.key = $7 AND r.token = $8
@@ -139,11 +141,26 @@ func (q *Queries) ClaimTakeOver(ctx context.Context, arg ClaimTakeOverParams) (i
 	return result.RowsAffected(), nil
 }
 
-const complete = `-- name: Complete :execrows
+const clearRecords = `-- name: ClearRecords :execrows
+DELETE FROM /*tenant.*/idempotency_records AS r
+WHERE r.org_id = $1
+`
+
+// ClearRecords deletes all records of a tenant.
+func (q *Queries) ClearRecords(ctx context.Context, orgID uuid.UUID) (int64, error) {
+	result, err := q.db.Exec(ctx, clearRecords, orgID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const complete = `-- name: Complete :one
 UPDATE /*tenant.*/idempotency_records AS r
 SET completed_at = now(), response_status = $1::integer, response_kept = $2,
     response_headers = $3, response_body = $4
 WHERE r.org_id = $5 AND r.key = $6 AND r.token = $7
+RETURNING r.awaited
 `
 
 type CompleteParams struct {
@@ -156,10 +173,11 @@ type CompleteParams struct {
 	Token           uuid.UUID
 }
 
-// Complete stores the outcome of the attempt that holds the token. It may be
-// repeated: its first run may have taken effect without its answer arriving.
-func (q *Queries) Complete(ctx context.Context, arg CompleteParams) (int64, error) {
-	result, err := q.db.Exec(ctx, complete,
+// Complete stores the outcome of the attempt that holds the token, and tells whether
+// somebody waits for it. It may be repeated: its first run may have taken effect
+// without its answer arriving.
+func (q *Queries) Complete(ctx context.Context, arg CompleteParams) (bool, error) {
+	row := q.db.QueryRow(ctx, complete,
 		arg.ResponseStatus,
 		arg.ResponseKept,
 		arg.ResponseHeaders,
@@ -168,10 +186,9 @@ func (q *Queries) Complete(ctx context.Context, arg CompleteParams) (int64, erro
 		arg.Key,
 		arg.Token,
 	)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected(), nil
+	var awaited bool
+	err := row.Scan(&awaited)
+	return awaited, err
 }
 
 const extend = `-- name: Extend :execrows
@@ -239,6 +256,28 @@ func (q *Queries) GetRecord(ctx context.Context, arg GetRecordParams) (GetRecord
 	return i, err
 }
 
+const markAwaited = `-- name: MarkAwaited :execrows
+UPDATE /*tenant.*/idempotency_records AS r
+SET awaited = true
+WHERE r.org_id = $1 AND r.key = $2 AND r.token = $3 AND r.completed_at IS NULL
+`
+
+type MarkAwaitedParams struct {
+	OrgID     uuid.UUID
+	Key       string
+	SeenToken uuid.UUID
+}
+
+// MarkAwaited asks the attempt in progress to notify at its end, if it is still the
+// one that was seen.
+func (q *Queries) MarkAwaited(ctx context.Context, arg MarkAwaitedParams) (int64, error) {
+	result, err := q.db.Exec(ctx, markAwaited, arg.OrgID, arg.Key, arg.SeenToken)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
 const putRecord = `-- name: PutRecord :exec
 INSERT INTO /*tenant.*/idempotency_records AS r (
     created_at, expires_at, lease_until, completed_at, token, org_id, attempt,
@@ -285,9 +324,10 @@ func (q *Queries) PutRecord(ctx context.Context, arg PutRecordParams) error {
 	return err
 }
 
-const release = `-- name: Release :execrows
+const release = `-- name: Release :one
 DELETE FROM /*tenant.*/idempotency_records AS r
 WHERE r.org_id = $1 AND r.key = $2 AND r.token = $3 AND r.completed_at IS NULL AND r.attempt = 1
+RETURNING r.awaited
 `
 
 type ReleaseParams struct {
@@ -297,18 +337,18 @@ type ReleaseParams struct {
 }
 
 // Release removes the record of a first attempt that ends without an outcome.
-func (q *Queries) Release(ctx context.Context, arg ReleaseParams) (int64, error) {
-	result, err := q.db.Exec(ctx, release, arg.OrgID, arg.Key, arg.Token)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected(), nil
+func (q *Queries) Release(ctx context.Context, arg ReleaseParams) (bool, error) {
+	row := q.db.QueryRow(ctx, release, arg.OrgID, arg.Key, arg.Token)
+	var awaited bool
+	err := row.Scan(&awaited)
+	return awaited, err
 }
 
-const releaseTakenOver = `-- name: ReleaseTakenOver :execrows
+const releaseTakenOver = `-- name: ReleaseTakenOver :one
 UPDATE /*tenant.*/idempotency_records AS r
 SET lease_until = now(), token = $1
 WHERE r.org_id = $2 AND r.key = $3 AND r.token = $4 AND r.completed_at IS NULL AND r.attempt > 1
+RETURNING r.awaited
 `
 
 type ReleaseTakenOverParams struct {
@@ -320,15 +360,14 @@ type ReleaseTakenOverParams struct {
 
 // ReleaseTakenOver ends the lease of a later attempt that ends without an outcome,
 // and takes its token away. The record stays, so that attempts are counted on.
-func (q *Queries) ReleaseTakenOver(ctx context.Context, arg ReleaseTakenOverParams) (int64, error) {
-	result, err := q.db.Exec(ctx, releaseTakenOver,
+func (q *Queries) ReleaseTakenOver(ctx context.Context, arg ReleaseTakenOverParams) (bool, error) {
+	row := q.db.QueryRow(ctx, releaseTakenOver,
 		arg.SpentToken,
 		arg.OrgID,
 		arg.Key,
 		arg.Token,
 	)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected(), nil
+	var awaited bool
+	err := row.Scan(&awaited)
+	return awaited, err
 }

@@ -78,7 +78,9 @@ type store struct {
 // Suite returns what the suites of idempotencytest need to run over the pool.
 func Suite(pool *pgxpool.Pool) (newStore func(testing.TB) idempotency.Store, opts []idempotencytest.Option) {
 	newStore = func(t testing.TB) idempotency.Store {
-		return &store{Store: NewStore(t, pool), pool: pool}
+		s := NewStore(t, pool)
+		t.Cleanup(s.Close)
+		return &store{Store: s, pool: pool}
 	}
 	newTenant := func(t testing.TB, s idempotency.Store) uuid.UUID {
 		of := s.(*store)

@@ -1,0 +1,204 @@
+package pgstore
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgidem/pgidem/internal/db"
+	"github.com/pgidem/pgidem/internal/watch"
+)
+
+// channel is the channel of NOTIFY. Its payloads name a key by [waitKey], which says
+// nothing of the tenant or the key to whoever else may listen.
+const channel = "pgidem"
+
+// waitKey is what is heard of an org_id and key together: 128 bits of their SHA-256.
+type waitKey [16]byte
+
+func newWaitKey(orgID uuid.UUID, key string) waitKey {
+	sum := sha256.Sum256(append(orgID[:], key...))
+	return waitKey(sum[:16])
+}
+
+var (
+	errClosed = errors.New("pgstore: the store is closed")
+	// errPooler: what listens would be whatever server connection the pooler lent
+	// for the statement, and it would go on listening when others use it.
+	errPooler = errors.New("pgstore: a connection pooler stands before the server; give WithListenConfig a direct connection")
+)
+
+// listener hears of the ends of attempts in all processes, over one connection of
+// its own that it holds while somebody watches and a little longer.
+type listener struct {
+	connect func(context.Context) (*pgx.Conn, error)
+	idle    time.Duration // after which a connection that nobody needs is given up
+	ends    watch.Hub[waitKey]
+
+	mu     sync.Mutex
+	cancel context.CancelFunc // ends the goroutine; nil while there is none
+	done   chan struct{}      // closed when the goroutine has ended
+	closed bool
+	broken error // why it cannot listen at the moment
+}
+
+const (
+	listenIdle       = 30 * time.Second
+	listenTimeout    = 5 * time.Second // of connecting
+	firstListenPause = 500 * time.Millisecond
+	maxListenPause   = 30 * time.Second
+)
+
+// watch registers for a key and sees to it that somebody listens. The first to
+// watch is woken without cause when listening has begun, for what it missed before.
+func (l *listener) watch(key waitKey) (<-chan struct{}, func(), error) {
+	ended, stop := l.ends.Watch(key)
+	if err := l.start(); err != nil {
+		stop()
+		return nil, nil, err
+	}
+	return ended, stop, nil
+}
+
+func (l *listener) start() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.closed:
+		return errClosed
+	case l.cancel == nil && !errors.Is(l.broken, errPooler):
+		ctx, cancel := context.WithCancel(context.Background()) // until it is idle, or close
+		l.cancel, l.done, l.broken = cancel, make(chan struct{}), nil
+		go l.run(ctx, l.done)
+	}
+	return l.broken
+}
+
+// close ends listening and waits for its end.
+func (l *listener) close() {
+	l.mu.Lock()
+	l.closed = true
+	cancel, done := l.cancel, l.done
+	l.mu.Unlock()
+	if cancel != nil {
+		cancel()
+		<-done
+	}
+	l.ends.SignalAll() // they look again, and from now on without being told
+}
+
+// run listens until ctx ends or nobody has watched for a while.
+func (l *listener) run(ctx context.Context, done chan struct{}) {
+	defer close(done)
+	for pause := firstListenPause; ; pause = min(2*pause, maxListenPause) {
+		err := l.listen(ctx)
+		if l.ended(ctx, err) {
+			return
+		}
+		l.ends.SignalAll()
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+// ended notes how listening ended, and reports whether that is for good.
+func (l *listener) ended(ctx context.Context, err error) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.broken = err
+	idle := l.ends.Len() == 0 // who comes now waits for the lock, and starts anew
+	if !idle && ctx.Err() == nil && !errors.Is(err, errPooler) {
+		return false
+	}
+	l.cancel()
+	l.cancel = nil
+	return true
+}
+
+// listen wakes those whose attempts end, until it cannot go on or nobody watches.
+func (l *listener) listen(ctx context.Context) error {
+	conn, err := l.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = conn.Close(closing)
+	}()
+	l.mu.Lock()
+	l.broken = nil
+	l.mu.Unlock()
+	l.ends.SignalAll() // what ended before was not heard
+	for {
+		waiting, cancel := context.WithTimeout(ctx, l.idle)
+		n, err := conn.WaitForNotification(waiting)
+		cancel()
+		switch {
+		case err == nil:
+			var key waitKey
+			if k, err := hex.Decode(key[:], []byte(n.Payload)); k == len(key) && err == nil {
+				l.ends.Signal(key)
+			}
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case !errors.Is(err, context.DeadlineExceeded):
+			return fmt.Errorf("pgstore: listen: %w", err)
+		case l.ends.Len() == 0:
+			return nil
+		}
+	}
+}
+
+// open returns a connection that listens.
+func (l *listener) open(ctx context.Context) (*pgx.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, listenTimeout)
+	defer cancel()
+	conn, err := l.connect(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("pgstore: listen: %w", err)
+	}
+	pid, err := db.New(conn).BackendPID(ctx)
+	switch {
+	case err != nil:
+	case uint32(pid) != conn.PgConn().PID(): // a pooler makes up the one that it gives at the start
+		err = errPooler
+	default:
+		_, err = conn.Exec(ctx, "LISTEN "+channel)
+	}
+	if err != nil {
+		_ = conn.Close(ctx)
+		return nil, fmt.Errorf("pgstore: listen: %w", err)
+	}
+	return conn, nil
+}
+
+// connector returns a function that connects as the pool does, and is none of its
+// connections.
+func connector(pool *pgxpool.Pool) func(context.Context) (*pgx.Conn, error) {
+	return func(ctx context.Context) (*pgx.Conn, error) {
+		config := pool.Config()
+		if config.BeforeConnect != nil {
+			if err := config.BeforeConnect(ctx, config.ConnConfig); err != nil {
+				return nil, err
+			}
+		}
+		return connectTo(ctx, config.ConnConfig)
+	}
+}
+
+func connectTo(ctx context.Context, config *pgx.ConnConfig) (*pgx.Conn, error) {
+	config = config.Copy()
+	config.OnNotification = nil // so that WaitForNotification gets them
+	return pgx.ConnectConfig(ctx, config)
+}
