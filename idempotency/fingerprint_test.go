@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"reflect"
 	"strings"
 	"testing"
@@ -93,6 +95,27 @@ func FuzzCanonicalJSON(f *testing.F) {
 		again, err := idempotency.AppendCanonical(nil, rewritten)
 		if err != nil || !bytes.Equal(form, again) {
 			t.Errorf("%q and %q have two forms: %q and %q, %v", a, rewritten, form, again, err)
+		}
+	})
+}
+
+// FuzzFingerprint: two requests have one fingerprint exactly when their method, path,
+// query and body are the same, wherever one part ends and the next begins.
+func FuzzFingerprint(f *testing.F) {
+	f.Add("POST", "/a", "b=c", "d", "POST", "/ab", "=c", "d")
+	f.Add("POST", "/a/b", "", "", "POST", "/a%2fb", "", "")
+	f.Add("POST", "/a", "", "\x00\x00", "POST", "/a", "\x00", "\x00")
+	f.Fuzz(func(t *testing.T, m1, p1, q1, b1, m2, p2, q2, b2 string) {
+		one := &http.Request{Method: m1, URL: &url.URL{Path: p1, RawQuery: q1}}
+		two := &http.Request{Method: m2, URL: &url.URL{Path: p2, RawQuery: q2}}
+		h1, err1 := idempotency.RequestFingerprint(one, []byte(b1))
+		h2, err2 := idempotency.RequestFingerprint(two, []byte(b2))
+		if err1 != nil || err2 != nil {
+			t.Fatal(err1, err2)
+		}
+		same := m1 == m2 && one.URL.EscapedPath() == two.URL.EscapedPath() && q1 == q2 && b1 == b2
+		if (h1 == h2) != same || len(h1) != 64 {
+			t.Errorf("%q and %q: fingerprints %s and %s", []string{m1, p1, q1, b1}, []string{m2, p2, q2, b2}, h1, h2)
 		}
 	})
 }

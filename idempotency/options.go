@@ -57,7 +57,7 @@ type config struct {
 
 func newConfig(opts []Option) (*config, error) {
 	c := &config{
-		methods:          []string{http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete},
+		methods:          unsafeMethods,
 		ttl:              DefaultTTL,
 		lease:            DefaultLease,
 		storeTimeout:     DefaultStoreTimeout,
