@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 )
 
 // build compiles the program once for all tests.
@@ -35,11 +37,12 @@ var build = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if program, err := build(); err == nil {
-		_ = os.RemoveAll(filepath.Dir(program))
-	}
-	os.Exit(code)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if program, err := build(); err == nil {
+			_ = os.RemoveAll(filepath.Dir(program))
+		}
+		os.Exit(code)
+	}))
 }
 
 // command returns the program, with a folder of its own for what it leaves.

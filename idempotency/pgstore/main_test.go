@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"go.uber.org/goleak"
 
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/idempotency/idempotencytest"
@@ -12,7 +13,7 @@ import (
 	"github.com/pgidem/pgidem/internal/storetest"
 )
 
-func TestMain(m *testing.M) { pgtest.Main(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(pgtest.Tests{M: m}) }
 
 func TestStoreConformance(t *testing.T) {
 	t.Parallel()

@@ -25,15 +25,24 @@ const (
 //
 // A package without it, or whose TestMain exits by itself, leaves nothing
 // behind either; the supervisor then cleans up just after the process's end.
-func Main(m *testing.M) {
-	code := m.Run()
+func Main(m *testing.M) { os.Exit(Tests{m}.Run()) }
+
+// Tests runs tests and stops all servers that the process started, for a TestMain
+// that has something to do afterwards:
+//
+//	func TestMain(m *testing.M) { goleak.VerifyTestMain(pgtest.Tests{M: m}) }
+type Tests struct{ M *testing.M }
+
+// Run returns the code to exit with.
+func (t Tests) Run() int {
+	code := t.M.Run()
 	running.Range(func(s, _ any) bool {
 		if err := s.(*Server).Stop(); err != nil {
 			_, _ = fmt.Fprintln(os.Stderr, err)
 		}
 		return true
 	})
-	os.Exit(code)
+	return code
 }
 
 // shared is the server of the process. It is started on first use; if that

@@ -20,7 +20,7 @@ import (
 	"github.com/pgidem/pgidem/internal/pgtest"
 )
 
-func TestMain(m *testing.M) { pgtest.Main(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(pgtest.Tests{M: m}) }
 
 // play runs the script and returns its transcript.
 func play(ctx context.Context, t *testing.T, transport http.RoundTripper) (transcript string, err error) {
