@@ -292,11 +292,20 @@ func (rec *recorder) finish() {
 	case len(rec.trailers) > 0 || len(rec.final["Trailer"]) > 0:
 		delete(rec.final, "Content-Length") // a body with trailers is chunked
 	default:
-		setContentLength(rec.final, rec.method, rec.status, len(rec.body))
+		if !isEncoded(rec.outer) {
+			setContentLength(rec.final, rec.method, rec.status, len(rec.body))
+		}
 	}
 	rec.send()
 	// net/http looks for trailers in the header map when the handlers have returned.
 	maps.Copy(rec.w.Header(), rec.trailers)
+}
+
+// isEncoded reports whether outer middleware has announced that it encodes the body
+// on its way, whose length then is not that of what the handler wrote.
+func isEncoded(outer http.Header) bool {
+	_, encoded := outer["Content-Encoding"]
+	return encoded
 }
 
 // setContentLength states the length of a body that is known in full.

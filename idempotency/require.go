@@ -330,9 +330,12 @@ func (x *exchange) replay(rec *Record) {
 	}
 	x.event.Decision, x.event.Status = DecisionReplayed, status
 	h := x.w.Header()
+	encoded := isEncoded(h)
 	replayHeaders(h, rec)
 	h.Set(x.replayHeader, "true")
-	setContentLength(h, x.r.Method, status, len(rec.ResponseBody))
+	if !encoded {
+		setContentLength(h, x.r.Method, status, len(rec.ResponseBody))
+	}
 	x.w.WriteHeader(status)
 	if len(rec.ResponseBody) > 0 {
 		x.w.Write(rec.ResponseBody)
