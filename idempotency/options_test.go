@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/tenancy"
 )
@@ -34,6 +36,11 @@ func TestBadOptionsPanic(t *testing.T) {
 		"WithTTL":                     idempotency.WithTTL(0),
 		"WithTTL(under the lease)":    idempotency.WithTTL(time.Second),
 		"WithLease":                   idempotency.WithLease(time.Millisecond),
+		"WithWait":                    idempotency.WithWait(0),
+		"WithDescribedBy":             idempotency.WithDescribedBy(""),
+		"WithDescribedBy(space)":      idempotency.WithDescribedBy("https://example.org/a b"),
+		"WithDescribedBy(bracket)":    idempotency.WithDescribedBy("https://example.org/a>; rel=x"),
+		"WithDescribedBy(control)":    idempotency.WithDescribedBy("/a\r\nX: y"),
 		"WithStoreTimeout":            idempotency.WithStoreTimeout(-1),
 		"WithMaxRequestBytes":         idempotency.WithMaxRequestBytes(0),
 		"WithMaxResponseBytes":        idempotency.WithMaxResponseBytes(0),
@@ -192,10 +199,13 @@ func TestWriteProblem(t *testing.T) {
 	}
 
 	var problem idempotency.Problem
-	h := idempotency.Require(idempotency.NewMemoryStore(), idempotency.WithRequireKey())(http.NotFoundHandler())
+	var event idempotency.Event
+	h := idempotency.Require(idempotency.NewMemoryStore(), idempotency.WithRequireKey(), idempotency.WithDescribedBy("/docs#keys"),
+		idempotency.WithObserver(func(_ context.Context, e idempotency.Event) { event = e }))(http.NotFoundHandler())
 	r := request(t, "", "")
 	r.Header.Del("Idempotency-Key")
 	w = httptest.NewRecorder()
+	w.Header().Set("Link", "</next>; rel=\"next\"") // outer middleware's
 	h.ServeHTTP(w, r)
 	if err := json.Unmarshal(w.Body.Bytes(), &problem); err != nil {
 		t.Fatal(err)
@@ -203,6 +213,12 @@ func TestWriteProblem(t *testing.T) {
 	if problem.Status != 400 || problem.Code != "key_missing" || problem.Retry != idempotency.RetryCorrected ||
 		!strings.HasSuffix(problem.Type, "#section-2.7") || problem.Title == "" || problem.Detail == "" {
 		t.Errorf("problem %+v", problem)
+	}
+	if _, err := uuid.Parse(problem.Instance); err != nil || !strings.HasPrefix(problem.Instance, "urn:uuid:") || event.Instance != problem.Instance {
+		t.Errorf("instance %q in the problem, %q in the event", problem.Instance, event.Instance)
+	}
+	if links := fmt.Sprint(w.Header()["Link"]); links != `[</next>; rel="next" </docs#keys>; rel="describedby"]` {
+		t.Errorf("Link %s", links)
 	}
 	if w.Header().Get("Content-Length") != fmt.Sprint(w.Body.Len()) || w.Header().Get("Cache-Control") != "no-store" {
 		t.Errorf("headers %v", w.Header())
