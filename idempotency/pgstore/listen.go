@@ -33,7 +33,7 @@ var (
 	errClosed = errors.New("pgstore: the store is closed")
 	// errPooler: what listens would be whatever server connection the pooler lent
 	// for the statement, and it would go on listening when others use it.
-	errPooler = errors.New("pgstore: a connection pooler stands before the server; give WithListenConfig a direct connection")
+	errPooler = errors.New("a connection pooler stands before the server; give WithListenConfig a direct connection")
 )
 
 // listener hears of the ends of attempts in all processes, over one connection of
@@ -199,6 +199,7 @@ func connector(pool *pgxpool.Pool) func(context.Context) (*pgx.Conn, error) {
 
 func connectTo(ctx context.Context, config *pgx.ConnConfig) (*pgx.Conn, error) {
 	config = config.Copy()
-	config.OnNotification = nil // so that WaitForNotification gets them
+	config.OnNotification = nil                         // so that WaitForNotification gets them
+	config.DefaultQueryExecMode = pgx.QueryExecModeExec // leaves nothing prepared, should a pooler be there
 	return pgx.ConnectConfig(ctx, config)
 }
