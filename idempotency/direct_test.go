@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/pgidem/pgidem/idempotency"
+	"github.com/pgidem/pgidem/idempotency/idempotencytest"
 )
 
 // The tests of this file call the middleware directly, to stand where no client can
@@ -254,8 +255,7 @@ func TestNoExtensionOutlivesTheRequest(t *testing.T) {
 // TestMemoryStoreForgetsByPut: a store that is only ever written to forgets as well.
 func TestMemoryStoreForgetsByPut(t *testing.T) {
 	t.Parallel()
-	clock := newManualClock()
-	store := idempotency.NewMemoryStoreWithClock(clock.Now)
+	store := idempotencytest.NewMemoryStore()
 	put := func() {
 		if err := store.Put(t.Context(), &idempotency.Record{OrgID: orgA, Key: uuid.NewString(), ResponseStatus: 200}); err != nil {
 			t.Fatal(err)
@@ -264,7 +264,7 @@ func TestMemoryStoreForgetsByPut(t *testing.T) {
 	for range 1000 {
 		put()
 	}
-	clock.Advance(48 * time.Hour)
+	store.Advance(48 * time.Hour)
 	for range 1000 {
 		put()
 	}

@@ -21,42 +21,132 @@
 // token names) or completed. An expired record counts as absent. Time is the
 // store's.
 //
-//   - GET, HEAD, OPTIONS, TRACE, a method that is not in [WithMethods], and a route
-//     of [WithExclude] pass through untouched.
-//   - No key: passes through; 400 on a route of [WithRequireKey].
-//   - Two key lines, or a key that is empty, over 255 bytes, not printable ASCII,
-//     or malformed: 400, before any lookup. The quoted form (an RFC 8941 String, as
-//     draft-ietf-httpapi-idempotency-key-header-07 section 2.1 has it) and the bare
-//     form are the same key.
-//   - A key but no tenant: passes through and is reported; 401 with
-//     [WithRequireOrg]. A tenant that the store does not know: 403.
-//   - A body over [WithMaxRequestBytes]: 413.
-//   - The first time: the handler runs; its response is stored, and then sent.
-//   - Again, with the same fingerprint: the stored status, headers and body, byte
-//     for byte, and Idempotency-Replayed: true. The handler does not run.
-//     [WithReplayCheck] may refuse it, with 403.
-//   - Again, with another fingerprint (method, path, query or body): 422.
-//   - Again, while the first is in progress: 409 with Retry-After.
-//   - In progress, but the lease has lapsed because the process died: the next
-//     attempt takes over and runs; the late first one can no longer complete, and
-//     its client is told to ask again. With [WithInterrupted] ([Refuse]) 409
-//     instead, until the record expires.
-//   - The store is down when the key is claimed: 503 with Retry-After, and the
-//     handler does not run; with [WithFailOpen] it runs unprotected.
-//   - The store is down when the outcome is stored: it is tried again within
-//     [WithStoreTimeout]; then the client gets its response all the same, and the
-//     lease decides what a retry gets.
-//   - The handler panics, or answers with a status that [WithStorable] does not
-//     store: the claim is released, and a retry runs the handler. After a take-over
-//     the attempts are counted on, because the interrupted one may have had an effect.
-//   - A response over [WithMaxResponseBytes], or a hijacked connection: passes
-//     through, and a tombstone is stored. A retry gets 409 with the original
-//     status; the handler does not run a second time because its response was big.
-//   - The client goes away: the outcome is stored all the same, but for a streamed
-//     response, which may have been broken off and is kept as a tombstone. A handler
-//     that returns without having written anything after its context was cancelled
-//     has no outcome; its claim is released. A claim whose client left is undone, and
-//     one whose answer was lost is finished or undone, by its token.
+// This is what a request gets. The last column names the test that proves it, over
+// MemoryStore, over pgstore and over any store that runs the suites of package
+// idempotencytest.
+//
+// Passing through:
+//
+//	GET, HEAD, OPTIONS or TRACE                  passes through untouched                     SafeMethodsPassThrough
+//	a method that WithMethods does not name      passes through untouched                     OtherMethodsPassThrough
+//	a route of WithExclude                       passes through untouched                     ExcludedRoutesPassThrough
+//	no key                                       passes through untouched                     NoKeyPassesThrough
+//	no key, on a route of WithRequireKey         400                                          RequiredKey
+//	a key, but no tenant in the context          passes through, and is reported              NoOrgPassesThrough
+//	the same, with WithRequireOrg                401                                          RequiredOrg
+//	a tenant that the store does not know        403                                          UnknownTenant
+//
+// Keys and requests:
+//
+//	two key lines; a key that is empty, over     400, before any lookup                       InvalidKeys
+//	255 bytes, not printable ASCII, or
+//	malformed
+//	the quoted form of a key (RFC 8941) and its  are one key                                  QuotedAndBareAreOneKey
+//	bare form
+//	one key of two tenants                       two keys                                     TenantsShareNoKeys
+//	one key of two scopes (WithScope)            two keys                                     ScopesShareNoKeys
+//	a body over WithMaxRequestBytes              413                                          RequestTooLarge
+//	a body within it                             reaches the handler whole                    RequestBodyReachesHandler
+//	a fingerprint of any length                  is compared whole                            LongFingerprint
+//	under a Require within another               the outer one alone takes part               NestedRequireIsOne
+//	with another key, made by a handler          is a request of its own                      NestedRequireOfAnotherKey
+//
+// The first time, and again:
+//
+//	the first                                    the handler runs; its response is stored,    NothingSentBeforeStored
+//	                                             then sent
+//	again, same fingerprint                      status, headers and body as stored, and      Replay
+//	                                             Idempotency-Replayed: true
+//	again, where the handler wrote nothing       its status and headers                       ReplayOfNothing
+//	again, with WithReplayHeader                 the header by that name                      ReplayHeaderRenamed
+//	again, refused by WithReplayCheck            403, or the function's Problem               ReplayCheck
+//	again, other fingerprint                     422                                          Mismatch,
+//	                                                                                          MismatchInFlight
+//	again, expired                               the handler runs                             ExpiredRecordRunsAgain
+//	again, in progress                           409 with Retry-After                         InFlight,
+//	                                                                                          ConcurrentDuplicates
+//	again, in progress, with WithWait            waits, then replays                          WaitReplays,
+//	                                                                                          WaitOfAnyStore
+//	waited as long as it may                     409 with Retry-After                         WaitTimesOut
+//	waited for an attempt that was released      the handler runs, for one of those who wait  WaitRunsAfterRelease
+//	waited for an attempt whose process died     takes over                                   WaitTakesOver
+//	waits, and its client leaves                 stops waiting                                WaiterLeaves
+//	waits, and the store goes down               503; WithFailOpen or not                     WaitStoreDown
+//
+// Leases and attempts:
+//
+//	a handler longer than its lease              the lease is extended, until the outcome is  LeaseIsExtended,
+//	                                             stored                                       LeaseKeptToTheEnd
+//	in progress, lease lapsed                    takes over, as the next attempt; the late    TakeOver
+//	                                             one can store nothing, and its client gets
+//	                                             409
+//	the same, with WithInterrupted(Refuse)       409 until the record expires                 InterruptedRefused
+//	a second attempt that comes to nothing       attempts are counted on                      TakeOverThatFails
+//	a lease that is lost                         the handler's context is cancelled, and the  LostLeaseCancelsHandler
+//	                                             cause says why
+//	lost, found out at the release               is reported                                  LeaseLostAtRelease
+//
+// No outcome:
+//
+//	the handler panics or ends its goroutine     the claim is released, the panic goes on     PanicReleases
+//	a status that is not storable                is sent and forgotten; a retry runs          StatusesThatAreNotStored
+//	retries that meet a release                  run or get 409, and no 500                   RetriesMeetReleases
+//
+// Recording:
+//
+//	1xx responses                                go out at once and decide nothing            InformationalResponses
+//	a second WriteHeader, headers set after the  have no effect                               SecondWriteHeaderIsIgnored
+//	first
+//	io.Copy, io.ReaderFrom                       are recorded                                 CopyIsRecorded,
+//	                                                                                          ReaderFromIsNotReached
+//	http.ResponseController                      works: Flush, deadlines                      ResponseController
+//	Flush                                        streams from then on, and goes on recording  StreamedResponse,
+//	                                                                                          FlushBeforeBody
+//	a response at WithMaxResponseBytes           is kept                                      ResponseAtTheBound
+//	one over it                                  passes through; a retry gets 409 with the    LargeResponse
+//	                                             original status
+//	a stream over it                             the same                                     StreamedPastTheBound
+//	a hijacked connection                        the same                                     HijackedResponse
+//	headers of outer middleware                  are not stored, doubled or lost              OuterHeadersAreNotStored
+//	Set-Cookie, credentials, hop-by-hop          are not stored; WithHeaders replaces the     SecretHeadersAreNotStored
+//	headers, Date                                rule
+//	a Content-Length that the handler declares   is that of what it wrote                     DeclaredLength
+//	trailers                                     pass through and are not stored              Trailers
+//	a body that the handler compresses           is replayed as it is                         GzipInside
+//	a body that outer middleware compresses      is stored plain, and compressed each time    GzipOutside
+//	a handler that writes after it returned      gets an error and changes nothing            WriteAfterReturn,
+//	                                                                                          LateHeaders
+//
+// Clients that leave:
+//
+//	during the claim                             the claim is undone; the handler does not    ClientLeavesDuringClaim,
+//	                                             run                                          GoneBeforeTheHandler
+//	while the handler runs                       the outcome is stored all the same           ClientLeavesMidHandler
+//	the same, with WithDetachedHandler           and the handler's context stays alive        DetachedHandler
+//	the same, and the handler returns without a  is no outcome: released                      SilentReturnAfterCancel
+//	response
+//	in the middle of a stream                    half a stream is not replayed: 409 as for    StreamBrokenOff
+//	                                             one not kept
+//
+// A store in trouble:
+//
+//	down when the key is claimed                 503 with Retry-After; the handler does not   StoreDownAtClaim,
+//	                                             run                                          PlainStoreDown
+//	the same, with WithFailOpen                  runs unprotected, and is reported            FailOpen
+//	the claim's answer is lost                   the claim is finished or undone, by its      ClaimAnswerLost
+//	                                             token
+//	reached, but it refuses the claim            503, WithFailOpen or not                     StoreRefuses
+//	down when the outcome is stored              tried again within WithStoreTimeout          StoreBackForCompletion,
+//	                                                                                          HungCompletion
+//	down for longer                              the client gets its response; the lease      StoreDownAtCompletion
+//	                                             decides what a retry gets
+//	down when a claim is released                the response goes out, and it is reported    StoreDownAtRelease
+//
+// Answers and reports:
+//
+//	an answer of the middleware's own            application/problem+json (RFC 9457)          ProblemDetails
+//	the same, with WithErrorHandler              what the function writes                     ErrorHandler
+//	each request with a key                      one Event, without the key                   Events
 //
 // A response is held back until its outcome is stored, so what a client has seen
 // is what a retry will get, unless the store could not be reached to store it. A
@@ -82,6 +172,7 @@
 // or none. A browser client of another origin sees the replay header only when it
 // is named in Access-Control-Expose-Headers.
 //
-// Go's own [http.Transport] knows the header as well: it repeats a request that
-// carries it by itself when a kept-alive connection breaks before any response.
+// A Go client puts keys on its requests with [Transport]. Go's own [http.Transport]
+// knows the header as well: it repeats a request that carries it by itself when a
+// kept-alive connection breaks before any response.
 package idempotency

@@ -123,7 +123,7 @@ func FuzzFingerprint(f *testing.F) {
 // FuzzKey: whatever a client sends, a key that is accepted is short and printable,
 // and means the same when it is quoted.
 func FuzzKey(f *testing.F) {
-	for _, seed := range []string{"k", `"k"`, `"a\"b"`, `"k";p=1`, "", `"`, "\x00", strings.Repeat("k", 256)} {
+	for _, seed := range []string{"k", `"k"`, `"a\"b"`, `"k";p=1`, " k\t", "  ", ` "k" `, "", `"`, "\x00", strings.Repeat("k", 256)} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, line string) {

@@ -2,6 +2,7 @@ package idempotency
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/dunglas/httpsfv"
 )
@@ -23,9 +24,11 @@ func parseKey(lines []string) (string, error) {
 	if len(lines) != 1 {
 		return "", fmt.Errorf("%w: the request has %d %s lines; send one", ErrKeyInvalid, len(lines), HeaderKey)
 	}
-	key := lines[0]
+	// Space around a field's value is no part of it (RFC 9110 section 5.5), and net/http
+	// leaves it there over HTTP/2.
+	key := strings.Trim(lines[0], " \t")
 	if len(key) > 0 && key[0] == '"' {
-		item, err := httpsfv.UnmarshalItem(lines)
+		item, err := httpsfv.UnmarshalItem([]string{key})
 		if err != nil {
 			return "", fmt.Errorf("%w: it begins with a quote but is not a quoted string (RFC 8941 section 3.3.3)", ErrKeyInvalid)
 		}

@@ -1,7 +1,6 @@
 package idempotency_test
 
 import (
-	"sync"
 	"testing"
 	"time"
 
@@ -9,48 +8,14 @@ import (
 	"github.com/pgidem/pgidem/idempotency/idempotencytest"
 )
 
-// manualClock is a clock that stands still until it is moved.
-type manualClock struct {
-	mu  sync.Mutex
-	now time.Time
-}
-
-func newManualClock() *manualClock { return &manualClock{now: time.Now()} }
-
-func (c *manualClock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *manualClock) Advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-}
-
-type clockedStore struct {
-	*idempotency.MemoryStore
-	clock *manualClock
-}
-
 func TestMemoryStoreConformance(t *testing.T) {
 	t.Parallel()
-	idempotencytest.TestStore(t,
-		func(testing.TB) idempotency.Store {
-			clock := newManualClock()
-			return clockedStore{idempotency.NewMemoryStoreWithClock(clock.Now), clock}
-		},
-		idempotencytest.WithAdvance(func(_ testing.TB, s idempotency.Store, d time.Duration) {
-			s.(clockedStore).clock.Advance(d)
-		}),
-	)
+	idempotencytest.TestStore(t, func(testing.TB) idempotency.Store { return idempotencytest.NewMemoryStore() })
 }
 
 func TestMemoryStoreForgetsExpiredRecords(t *testing.T) {
 	t.Parallel()
-	clock := newManualClock()
-	store := idempotency.NewMemoryStoreWithClock(clock.Now)
+	store := idempotencytest.NewMemoryStore()
 	claim := func() {
 		req := idempotency.ClaimRequest{
 			Claim: idempotency.Claim{OrgID: orgA, Key: idempotency.NewToken().String(), Token: idempotency.NewToken()},
@@ -63,7 +28,7 @@ func TestMemoryStoreForgetsExpiredRecords(t *testing.T) {
 	for range 1000 {
 		claim()
 	}
-	clock.Advance(2 * time.Hour)
+	store.Advance(2 * time.Hour)
 	for range 1000 {
 		claim()
 	}

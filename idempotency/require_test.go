@@ -3,7 +3,6 @@ package idempotency_test
 import (
 	"context"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
 	"go.uber.org/goleak"
@@ -18,15 +17,12 @@ var orgA = uuid.MustParse("a0000000-0000-4000-8000-00000000000a")
 
 func TestMiddlewareOverMemory(t *testing.T) {
 	t.Parallel()
-	idempotencytest.TestMiddleware(t,
-		func(testing.TB) idempotency.Store {
-			clock := newManualClock()
-			return clockedStore{idempotency.NewMemoryStoreWithClock(clock.Now), clock}
-		},
-		idempotencytest.WithAdvance(func(_ testing.TB, s idempotency.Store, d time.Duration) {
-			s.(clockedStore).clock.Advance(d)
-		}),
-	)
+	idempotencytest.TestMiddleware(t, func(testing.TB) idempotency.Store { return idempotencytest.NewMemoryStore() })
+}
+
+func TestMiddlewareOverHTTP2(t *testing.T) {
+	t.Parallel()
+	idempotencytest.TestMiddleware(t, func(testing.TB) idempotency.Store { return idempotencytest.NewMemoryStore() }, idempotencytest.WithHTTP2())
 }
 
 // getPut is a store without leases.

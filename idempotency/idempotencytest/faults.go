@@ -37,6 +37,16 @@ func (f *faultyStore) Extend(ctx context.Context, c idempotency.Claim, lease tim
 	return step(ctx, f.extend, func() error { return f.LeaseStore.Extend(ctx, c, lease) })
 }
 
+// faultyPlain is the same for a store without leases.
+type faultyPlain struct {
+	idempotency.Store
+	put func(ctx context.Context, real func() error) error
+}
+
+func (f *faultyPlain) Put(ctx context.Context, rec *idempotency.Record) error {
+	return step(ctx, f.put, func() error { return f.Store.Put(ctx, rec) })
+}
+
 func step(ctx context.Context, fault func(context.Context, func() error) error, real func() error) error {
 	if fault == nil {
 		return real()

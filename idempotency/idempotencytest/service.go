@@ -2,10 +2,12 @@ package idempotencytest
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,7 +23,8 @@ import (
 type service struct {
 	*fixture
 	server *httptest.Server
-	runs   atomic.Int64 // how often the handler has run
+	runs   atomic.Int64   // how often the handler has run
+	calls  sync.WaitGroup // in the background
 
 	mu     sync.Mutex
 	events []idempotency.Event
@@ -46,9 +49,26 @@ func (f *fixture) serveOver(t *testing.T, store idempotency.Store, h http.Handle
 	})
 	s.server = httptest.NewUnstartedServer(withOrg(idempotency.Require(store, opts...)(counted)))
 	s.server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
-	s.server.Start()
-	t.Cleanup(s.server.Close)
+	if f.http2 {
+		s.server.EnableHTTP2 = true
+		s.server.StartTLS()
+	} else {
+		s.server.Start()
+	}
+	s.server.Client().Timeout = patience
+	t.Cleanup(func() { s.close(t) })
 	return s
+}
+
+// close ends the service. It waits for its handlers, but not after a failure: one of
+// them may be waiting for a word that the test did not get to say.
+func (s *service) close(t *testing.T) {
+	if t.Failed() {
+		s.server.Config.Close()
+	} else {
+		s.server.Close()
+	}
+	s.calls.Wait()
 }
 
 func withOrg(next http.Handler) http.Handler {
@@ -66,9 +86,15 @@ func (s *service) observe(_ context.Context, e idempotency.Event) {
 	s.events = append(s.events, e)
 }
 
-// wantDecisions waits until as many events as named have come, and compares their
-// decisions in the order in which they came.
+// wantDecisions is wantEvents for a test that looks no further.
 func (s *service) wantDecisions(t *testing.T, want ...idempotency.Decision) {
+	t.Helper()
+	s.wantEvents(t, want...)
+}
+
+// wantEvents waits until as many events as named have come, compares their decisions
+// in the order in which they came, and returns them.
+func (s *service) wantEvents(t *testing.T, want ...idempotency.Decision) []idempotency.Event {
 	t.Helper()
 	var got []idempotency.Decision
 	eventually(t, "the events", func() bool {
@@ -88,6 +114,9 @@ func (s *service) wantDecisions(t *testing.T, want ...idempotency.Decision) {
 			t.Fatalf("decisions %q, want %q", got, want)
 		}
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.events)
 }
 
 func (s *service) wantRuns(t *testing.T, want int64) {
@@ -165,6 +194,9 @@ func (s *service) try(t testing.TB, c call) (answer, error) {
 		return answer{}, err
 	}
 	defer resp.Body.Close()
+	if s.http2 && resp.ProtoMajor != 2 {
+		t.Errorf("answer over %s, want HTTP/2", resp.Proto)
+	}
 	body, err := io.ReadAll(resp.Body)
 	return answer{resp, string(body)}, err
 }
@@ -187,10 +219,13 @@ func (a answer) wantProblem(t testing.TB, status int, code string) {
 	}
 }
 
+// patience is how long a test waits for what must come before it fails.
+var patience = 20 * time.Second
+
 // eventually polls until the condition holds.
 func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); !condition(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("timed out waiting for %s", what)
 		}
@@ -203,7 +238,7 @@ func within[T any](t testing.TB, what string, ch <-chan T) T {
 	select {
 	case v := <-ch:
 		return v
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		t.Fatalf("timed out waiting for %s", what)
 		panic("unreachable")
 	}
@@ -227,12 +262,29 @@ func (g gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // background makes a call in a goroutine and returns where its answer will come.
 func (s *service) background(t testing.TB, c call) <-chan answer {
 	answers := make(chan answer, 1)
-	go func() {
+	s.calls.Go(func() {
 		a, err := s.try(t, c)
 		if err != nil {
 			t.Errorf("background call: %v", err)
 		}
 		answers <- a
-	}()
+	})
 	return answers
+}
+
+// create is the handler of most tests: it answers with something that differs
+// from run to run.
+func create() http.HandlerFunc {
+	var mu sync.Mutex
+	n := 0
+	return func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		n++
+		id := n
+		mu.Unlock()
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Location", fmt.Sprintf("/v1/payments/%d", id))
+		w.WriteHeader(http.StatusCreated)
+		fmt.Fprintf(w, `{"id":%d}`, id)
+	}
 }

@@ -14,9 +14,6 @@ import (
 	"github.com/pgidem/pgidem/idempotency"
 )
 
-// patience is longer than any test waits.
-const patience = 30 * time.Second
-
 // lookedAt is a store that tells who saw a key in flight.
 type lookedAt struct {
 	idempotency.LeaseStore
@@ -107,8 +104,8 @@ func testWaitReplays(t *testing.T, f *leaseFixture) {
 	}
 }
 
-// testWaitOfPlainStore: a store that can do no more than Get and Put is waited at, too.
-func testWaitOfPlainStore(t *testing.T, f *fixture) {
+// testWaitOfAnyStore: a store that can do no more than Get and Put is waited at, too.
+func testWaitOfAnyStore(t *testing.T, f *fixture) {
 	g := newGate()
 	s := f.serve(t, g.ServeHTTP, idempotency.WithWait(patience))
 	first := s.background(t, call{key: "k"})
@@ -136,8 +133,7 @@ func testWaitTimesOut(t *testing.T, f *leaseFixture) {
 	if a.Header.Get("Retry-After") == "" {
 		t.Error("409 without Retry-After")
 	}
-	s.wantDecisions(t, idempotency.DecisionInFlight)
-	if waited := s.events[0].Wait; waited < wait {
+	if waited := s.wantEvents(t, idempotency.DecisionInFlight)[0].Wait; waited < wait {
 		t.Errorf("waited for %v, want at least %v", waited, wait)
 	}
 	s.do(t, call{key: "k", body: "another"}).wantProblem(t, http.StatusUnprocessableEntity, "key_reused") // at once

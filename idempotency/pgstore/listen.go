@@ -47,7 +47,8 @@ type listener struct {
 	cancel context.CancelFunc // ends the goroutine; nil while there is none
 	done   chan struct{}      // closed when the goroutine has ended
 	closed bool
-	broken error // why it cannot listen at the moment
+	broken error     // why it cannot listen at the moment
+	retry  time.Time // until when that is believed
 }
 
 const (
@@ -74,7 +75,7 @@ func (l *listener) start() error {
 	switch {
 	case l.closed:
 		return errClosed
-	case l.cancel == nil && !errors.Is(l.broken, errPooler):
+	case l.cancel == nil && (l.broken == nil || time.Now().After(l.retry)) && !errors.Is(l.broken, errPooler):
 		ctx, cancel := context.WithCancel(context.Background()) // until it is idle, or close
 		l.cancel, l.done, l.broken = cancel, make(chan struct{}), nil
 		go l.run(ctx, l.done)
@@ -100,7 +101,7 @@ func (l *listener) run(ctx context.Context, done chan struct{}) {
 	defer close(done)
 	for pause := firstListenPause; ; pause = min(2*pause, maxListenPause) {
 		err := l.listen(ctx)
-		if l.ended(ctx, err) {
+		if l.ended(ctx, err, pause) {
 			return
 		}
 		l.ends.SignalAll()
@@ -112,10 +113,10 @@ func (l *listener) run(ctx context.Context, done chan struct{}) {
 }
 
 // ended notes how listening ended, and reports whether that is for good.
-func (l *listener) ended(ctx context.Context, err error) bool {
+func (l *listener) ended(ctx context.Context, err error, pause time.Duration) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.broken = err
+	l.broken, l.retry = err, time.Now().Add(pause)
 	idle := l.ends.Len() == 0 // who comes now waits for the lock, and starts anew
 	if !idle && ctx.Err() == nil && !errors.Is(err, errPooler) {
 		return false
