@@ -6,7 +6,8 @@ COUNT     ?= 6
 FUZZTIME  ?= 1m
 BIN       := $(CURDIR)/.bin
 # Modules of their own beside the library's, so that nothing they need is needed by it.
-MODULES   := integration bench
+ADAPTERS  := adapters/gin adapters/echo adapters/echov4
+MODULES   := integration bench $(ADAPTERS) routers
 GOOSETAGS := no_ydb no_clickhouse no_mssql no_mysql no_sqlite3 no_vertica no_libsql no_duckdb
 
 .DEFAULT_GOAL := help
@@ -30,6 +31,10 @@ test-race: ## Run the tests under the race detector
 .PHONY: integration
 integration: ## Run the store's suites in containers (needs an engine, or root on Debian)
 	scripts/integration.sh
+
+.PHONY: routers
+routers: ## Run the end-to-end test of the middleware in each router
+	@set -e; for m in $(ADAPTERS) routers; do (cd $$m && $(GO) test -race ./...); done
 
 .PHONY: cover
 cover: ## Show the statement coverage of each package by its own tests
@@ -66,14 +71,14 @@ verify: $(BIN)/sqlc $(BIN)/goose ## Check that generated code, migrations, go.mo
 .PHONY: lint
 lint: $(BIN)/golangci-lint ## Lint, import directions included
 	$(BIN)/golangci-lint run ./...
-	@for m in $(MODULES); do echo "$$m: lint"; (cd $$m && $(BIN)/golangci-lint run --config ../.golangci.yml ./...) || exit 1; done
+	@for m in $(MODULES); do echo "$$m: lint"; (cd $$m && $(BIN)/golangci-lint run --config $(CURDIR)/.golangci.yml ./...) || exit 1; done
 
 .PHONY: readme
 readme: tools ## Run the commands of the README on a throw-away PostgreSQL
 	$(GO) run ./internal/pgtest/pgrun scripts/readme.sh
 
 .PHONY: ci
-ci: verify lint test test-race demo readme ## All that must pass before a change lands
+ci: verify lint test test-race routers demo readme ## All that must pass before a change lands
 
 .PHONY: tools
 tools: $(BIN)/sqlc $(BIN)/goose $(BIN)/golangci-lint $(BIN)/benchstat ## Build the pinned tools into .bin

@@ -165,6 +165,24 @@ func TestHijackAndFlushOutOfTurn(t *testing.T) {
 	}
 }
 
+// TestCloseNotify: frameworks that still ask for it are told when the handler's
+// context ends.
+func TestCloseNotify(t *testing.T) {
+	t.Parallel()
+	ctx, leave := context.WithCancel(t.Context())
+	h := idempotency.Require(idempotency.NewMemoryStore())(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		gone := w.(http.CloseNotifier).CloseNotify() //nolint:staticcheck // deprecated, and asked for all the same
+		select {
+		case <-gone:
+			t.Error("told before the client left")
+		default:
+		}
+		leave()
+		<-gone
+	}))
+	h.ServeHTTP(httptest.NewRecorder(), request(t, "k", "").WithContext(idempotency.WithOrgID(ctx, orgA)))
+}
+
 func TestWriterWithoutHeaders(t *testing.T) {
 	t.Parallel()
 	w := &bareWriter{}

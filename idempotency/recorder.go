@@ -2,6 +2,7 @@ package idempotency
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -26,8 +27,9 @@ var errHandlerDone = errors.New("idempotency: response written to after the hand
 // attempt that comes to nothing leaves no trace.
 type recorder struct {
 	w        http.ResponseWriter
-	outer    http.Header // what outer middleware had set; not changed
-	header   http.Header // what the handler sees
+	outer    http.Header     // what outer middleware had set; not changed
+	header   http.Header     // what the handler sees
+	ctx      context.Context // the handler's
 	method   string
 	maxBytes int
 
@@ -42,13 +44,13 @@ type recorder struct {
 	closed    bool
 }
 
-func newRecorder(w http.ResponseWriter, method string, maxBytes int) *recorder {
+func newRecorder(ctx context.Context, w http.ResponseWriter, method string, maxBytes int) *recorder {
 	outer := w.Header().Clone()
 	header := outer.Clone()
 	if header == nil {
 		header = make(http.Header)
 	}
-	return &recorder{w: w, outer: outer, header: header, method: method, maxBytes: maxBytes}
+	return &recorder{w: w, outer: outer, header: header, ctx: ctx, method: method, maxBytes: maxBytes}
 }
 
 // Header implements [http.ResponseWriter].
@@ -218,6 +220,14 @@ func (rec *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(rec.w).Hijack()
 	rec.hijacked = rec.hijacked || err == nil
 	return conn, rw, err
+}
+
+// CloseNotify implements the deprecated interface of that name of net/http, which some
+// frameworks still ask for. The channel gets a value when the handler's context ends.
+func (rec *recorder) CloseNotify() <-chan bool {
+	gone := make(chan bool, 1)
+	context.AfterFunc(rec.ctx, func() { gone <- true })
+	return gone
 }
 
 // close ends the handler's time: whatever it still writes gets an error. It

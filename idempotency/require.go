@@ -361,7 +361,7 @@ func (x *exchange) serveClaimed(body []byte, c Claim, attempt int, asked time.Ti
 	// The lease is kept until the outcome is stored, and not just until there is one.
 	keeper := keepLease(context.WithoutCancel(ctx), x.store, c, asked, x.lease, x.storeTimeout, cancel)
 	defer keeper.stop()
-	rec := newRecorder(x.w, x.r.Method, x.maxResponseBytes)
+	rec := newRecorder(ctx, x.w, x.r.Method, x.maxResponseBytes)
 
 	started := time.Now()
 	returned := false

@@ -1,0 +1,110 @@
+package echoidem
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"reflect"
+
+	"github.com/labstack/echo/v5"
+)
+
+// Middleware turns net/http middleware into Echo middleware. It calls mw once, so
+// that whatever mw sets up for its handler is shared by all requests.
+//
+// When mw answers by itself, the rest of the chain does not run. When it calls the
+// next handler, the chain runs on the writer and the request that mw passes on;
+// afterwards, by a panic too, c has its own again. A panic goes on through mw.
+func Middleware(mw func(http.Handler) http.Handler) echo.MiddlewareFunc {
+	key := new(exchangeKey)
+	handler := mw(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		x, ok := r.Context().Value(key).(*exchange)
+		if !ok {
+			panic("echoidem: the middleware passed on a request without the context of the one it got")
+		}
+		x.serve(w, r)
+	}))
+	return func(next echo.HandlerFunc) echo.HandlerFunc {
+		return func(c *echo.Context) error {
+			x := &exchange{c: c, next: next}
+			response := c.Response()
+			handler.ServeHTTP(response, c.Request().WithContext(context.WithValue(c.Request().Context(), key, x)))
+			if x.err != nil && x.within && committed(response) {
+				c.SetResponse(&answered{response})
+			}
+			return x.err
+		}
+	}
+}
+
+// exchangeKey is not of size zero: each [Middleware] has a key of its own.
+type exchangeKey byte
+
+// exchange is one request on its way through the middleware.
+type exchange struct {
+	c      *echo.Context
+	next   echo.HandlerFunc
+	within bool  // the chain ran on a writer of the middleware's
+	err    error // of the chain
+}
+
+// serve runs the rest of the chain on what the middleware passed on.
+func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
+	c := x.c
+	response, request := c.Response(), c.Request()
+	defer func() {
+		c.SetResponse(response)
+		c.SetRequest(request)
+	}()
+	c.SetRequest(r)
+	if same(w, response) { // nothing is between the handler and Echo's own writer
+		x.err = x.next(c)
+		return
+	}
+	x.within = true
+	inner := echo.NewResponse(w, c.Logger())
+	_, inner.Status = echo.ResolveResponseStatus(response, nil)
+	c.SetResponse(inner)
+	x.err = x.next(c)
+	if x.err != nil && !gaveUp(r.Context(), x.err) {
+		// Now, while the middleware is there to see it. Echo would do it when the
+		// middleware has returned.
+		c.Echo().HTTPErrorHandler(c, x.err)
+	}
+}
+
+// gaveUp reports whether err says no more than that the request was cancelled. That
+// is no outcome, whatever status the error handler has for it.
+func gaveUp(ctx context.Context, err error) bool {
+	return ctx.Err() != nil &&
+		(errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Cause(ctx)))
+}
+
+// same reports whether the middleware passed on the writer that it got.
+func same(w, response http.ResponseWriter) bool {
+	return reflect.ValueOf(w).Comparable() && w == response
+}
+
+func committed(w http.ResponseWriter) bool {
+	response, err := echo.UnwrapResponse(w)
+	return err == nil && response.Committed
+}
+
+// answered is a response after its error has been answered. An error handler that
+// does not look whether the response is committed would answer it again.
+type answered struct{ response http.ResponseWriter }
+
+// Unwrap lets [echo.UnwrapResponse] find the status and the size.
+func (a *answered) Unwrap() http.ResponseWriter { return a.response }
+
+// Header implements [http.ResponseWriter].
+func (a *answered) Header() http.Header { return a.response.Header().Clone() }
+
+// WriteHeader implements [http.ResponseWriter].
+func (a *answered) WriteHeader(int) {}
+
+// Write implements [http.ResponseWriter].
+func (a *answered) Write(p []byte) (int, error) { return len(p), nil }
+
+// Flush implements [http.Flusher].
+func (a *answered) Flush() {}
