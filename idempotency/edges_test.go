@@ -202,6 +202,20 @@ func TestWriterWithoutHeaders(t *testing.T) {
 	h.ServeHTTP(w, request(t, "k", ""))
 }
 
+// TestNilBody: a request that was made in the process may have none.
+func TestNilBody(t *testing.T) {
+	t.Parallel()
+	r := request(t, "k", "")
+	r.Body = nil
+	w := httptest.NewRecorder()
+	idempotency.Require(idempotency.NewMemoryStore())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, "no body: ", r.Body == nil)
+	})).ServeHTTP(w, r)
+	if w.Body.String() != "no body: true" {
+		t.Errorf("%d %q", w.Code, w.Body)
+	}
+}
+
 // failingPut is a plain store whose records cannot be written.
 type failingPut struct{ getPut }
 

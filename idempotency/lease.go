@@ -19,10 +19,9 @@ type leaseKeeper struct {
 	cancel  context.CancelFunc
 	lost    context.CancelCauseFunc // cancels the handler
 
-	mu      sync.Mutex // held while an extension is under way
-	timer   *time.Timer
-	lapses  time.Time // when the lease has certainly lapsed, by this process's monotonic clock
-	stopped bool
+	mu     sync.Mutex // held while an extension is under way
+	timer  *time.Timer
+	lapses time.Time // when the lease has certainly lapsed, by this process's monotonic clock
 }
 
 // keepLease starts to keep the claim that was asked for at the given time. The
@@ -42,8 +41,8 @@ func keepLease(ctx context.Context, store LeaseStore, c Claim, asked time.Time, 
 func (k *leaseKeeper) extend() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.stopped {
-		return
+	if k.ctx.Err() != nil {
+		return // the timer had fired already when it was stopped
 	}
 	asked, timeout := time.Now(), k.timeout
 	if left := k.lapses.Sub(asked); left > 0 {
@@ -71,6 +70,5 @@ func (k *leaseKeeper) stop() {
 	k.cancel()
 	k.timer.Stop()
 	k.mu.Lock()
-	k.stopped = true
-	k.mu.Unlock()
+	defer k.mu.Unlock()
 }

@@ -185,7 +185,8 @@ func TestEventsAndLog(t *testing.T) {
 		}
 		lines = append(lines, m)
 	}
-	if len(lines) != 3 || lines[0]["decision"] != "executed" || lines[0]["level"] != "DEBUG" || lines[2]["level"] != "ERROR" {
+	if len(lines) != 3 || lines[0]["decision"] != "executed" || lines[0]["level"] != "DEBUG" || lines[2]["level"] != "ERROR" ||
+		lines[0]["attempt"] != 1.0 || lines[0]["error"] != nil || lines[1]["error"] != idempotency.ErrKeyReused.Error() || lines[1]["instance"] != second.Instance {
 		t.Errorf("log %s", log.String())
 	}
 }
