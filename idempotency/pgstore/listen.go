@@ -99,16 +99,21 @@ func (l *listener) close() {
 // run listens until ctx ends or nobody has watched for a while.
 func (l *listener) run(ctx context.Context, done chan struct{}) {
 	defer close(done)
-	for pause := firstListenPause; ; pause = min(2*pause, maxListenPause) {
+	for pause := firstListenPause; ; {
 		err := l.listen(ctx)
-		if l.ended(ctx, err, pause) {
+		switch {
+		case l.ended(ctx, err, pause):
 			return
+		case err == nil: // it was idle, and somebody came while it ended
+			pause = firstListenPause
+			continue
 		}
 		l.ends.SignalAll()
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):
 		}
+		pause = min(2*pause, maxListenPause)
 	}
 }
 
