@@ -120,7 +120,7 @@
 // Clients that leave:
 //
 //	during the claim                             the claim is undone; the handler does not    ClientLeavesDuringClaim,
-//	                                             run                                          GoneBeforeTheHandler
+//	                                             run, unless it is detached                   GoneBeforeTheHandler
 //	while the handler runs                       the outcome is stored all the same           ClientLeavesMidHandler
 //	the same, with WithDetachedHandler           and the handler's context stays alive        DetachedHandler
 //	the same, and the handler returns without a  is no outcome: released                      SilentReturnAfterCancel

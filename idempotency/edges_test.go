@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -213,6 +214,119 @@ func TestNilBody(t *testing.T) {
 	})).ServeHTTP(w, r)
 	if w.Body.String() != "no body: true" {
 		t.Errorf("%d %q", w.Code, w.Body)
+	}
+}
+
+// brokenWriter loses its client in the middle of a response.
+type brokenWriter struct {
+	*httptest.ResponseRecorder
+	broken bool
+}
+
+func (w *brokenWriter) Write(p []byte) (int, error) {
+	if w.broken {
+		return 0, errors.New("broken pipe")
+	}
+	return w.ResponseRecorder.Write(p)
+}
+
+// TestHalfAStreamIsNotReplayed: whether a write failed or the client is known to be gone.
+func TestHalfAStreamIsNotReplayed(t *testing.T) {
+	t.Parallel()
+	for name, lose := range map[string]func(w *brokenWriter, leave func()){
+		"a write failed":     func(w *brokenWriter, _ func()) { w.broken = true },
+		"the client is gone": func(_ *brokenWriter, leave func()) { leave() },
+	} {
+		ctx, leave := context.WithCancel(t.Context())
+		defer leave()
+		w := &brokenWriter{ResponseRecorder: httptest.NewRecorder()}
+		h := idempotency.Require(idempotency.NewMemoryStore())(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+			fmt.Fprint(rw, "half")
+			rw.(http.Flusher).Flush()
+			lose(w, leave)
+			fmt.Fprint(rw, "and half")
+		}))
+		h.ServeHTTP(w, request(t, "k", "").WithContext(idempotency.WithOrgID(ctx, orgA)))
+		again := httptest.NewRecorder()
+		h.ServeHTTP(again, request(t, "k", ""))
+		if again.Code != http.StatusConflict || !strings.Contains(again.Body.String(), "response_not_kept") {
+			t.Errorf("%s: a retry got %d %s", name, again.Code, again.Body)
+		}
+	}
+}
+
+// TestHijackAfterTheHead: what the handler had written goes out before the connection
+// does, as with net/http.
+func TestHijackAfterTheHead(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		idempotency.Require(idempotency.NewMemoryStore())(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "3")
+			w.Header().Set("Connection", "close")
+			w.WriteHeader(http.StatusCreated)
+			conn, rw, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Errorf("Hijack: %v", err)
+				return
+			}
+			defer conn.Close()
+			fmt.Fprint(rw, "raw")
+			rw.Flush()
+		})).ServeHTTP(w, r.WithContext(idempotency.WithOrgID(r.Context(), orgA)))
+	}))
+	defer server.Close()
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Idempotency-Key", "k")
+	resp, err := server.Client().Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if body, err := io.ReadAll(resp.Body); resp.StatusCode != http.StatusCreated || string(body) != "raw" {
+		t.Errorf("%d %q, %v", resp.StatusCode, body, err)
+	}
+}
+
+// TestProblemOfTheReplayCheck: it is answered as it is, and a status that it lacks is made
+// up for.
+func TestProblemOfTheReplayCheck(t *testing.T) {
+	t.Parallel()
+	for _, p := range []idempotency.Problem{{Title: "No", DescribedBy: "/why"}, {Title: "Gone", Status: http.StatusGone, DescribedBy: "/why", Instance: "/this"}} {
+		h := idempotency.Require(idempotency.NewMemoryStore(), idempotency.WithDescribedBy("/docs"),
+			idempotency.WithReplayCheck(func(*http.Request, *idempotency.Record) error { return &p }))(http.NotFoundHandler())
+		h.ServeHTTP(httptest.NewRecorder(), request(t, "k", ""))
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, request(t, "k", ""))
+		want := p.Status
+		if want == 0 {
+			want = http.StatusForbidden
+		}
+		if w.Code != want || w.Header().Get("Link") != `</why>; rel="describedby"` || !strings.Contains(w.Body.String(), p.Title) {
+			t.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
+		}
+	}
+}
+
+// TestUnprotectedHandlersAreTimed: an operator sees how long they took as well.
+func TestUnprotectedHandlersAreTimed(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		store idempotency.Store
+		ctx   context.Context
+	}{
+		"no tenant": {idempotency.NewMemoryStore(), t.Context()},
+		"no store":  {downStore{idempotency.NewMemoryStore()}, idempotency.WithOrgID(t.Context(), orgA)},
+	} {
+		var event idempotency.Event
+		h := idempotency.Require(c.store, idempotency.WithFailOpen(), idempotency.WithObserver(func(_ context.Context, e idempotency.Event) { event = e }))(
+			http.HandlerFunc(func(http.ResponseWriter, *http.Request) { time.Sleep(time.Millisecond) }))
+		h.ServeHTTP(httptest.NewRecorder(), request(t, "k", "").WithContext(c.ctx))
+		if event.Handler < time.Millisecond {
+			t.Errorf("%s: %+v", name, event)
+		}
 	}
 }
 

@@ -6,3 +6,6 @@ var (
 	ParseKey           = parseKey
 	RequestFingerprint = requestFingerprint
 )
+
+// NewPlainStore returns what Require makes of a store that can only Get and Put.
+func NewPlainStore(s Store) WatchStore { return newPlainStore(s) }

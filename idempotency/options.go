@@ -9,6 +9,7 @@ import (
 	"net/textproto"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/pgidem/pgidem/internal/route"
@@ -196,8 +197,9 @@ func WithLease(d time.Duration) Option {
 //
 // A waiting request holds no connection of the store, but its goroutine and its
 // body. Keep d well below the time that clients, proxies and the server
-// ([http.Server.WriteTimeout]) give a request. With a [WatchStore] it hears of the
-// end as it comes; it also looks at least once a second.
+// ([http.Server.WriteTimeout]) give a request; what the store takes to answer a last
+// look comes on top of it. With a [WatchStore] it hears of the end as it comes; it also
+// looks at least once a second.
 func WithWait(d time.Duration) Option {
 	return func(c *config) error {
 		c.wait = d
@@ -253,6 +255,9 @@ func WithReplayHeader(name string) Option {
 			return fmt.Errorf("WithReplayHeader: %q is not a header name", name)
 		}
 		c.replayHeader = textproto.CanonicalMIMEHeaderKey(name)
+		if isFraming(c.replayHeader) || !keepHeader(c.replayHeader) || strings.HasPrefix(c.replayHeader, "Content-") {
+			return fmt.Errorf("WithReplayHeader: %s has a meaning of its own; choose another name", c.replayHeader)
+		}
 		return nil
 	}
 }
@@ -337,6 +342,9 @@ func WithErrorHandler(handler func(w http.ResponseWriter, r *http.Request, err e
 	}
 }
 
+// uriBytes are the bytes that a URI reference is made of, RFC 3986 section 2.
+const uriBytes = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~:/?#[]@!$&'()*+,;=%"
+
 // WithDescribedBy puts a link to the service's own documentation on the problems
 // that [Require] answers, as a Link header with the relation "describedby" (RFC 8288;
 // draft-ietf-httpapi-idempotency-key-header-07 section 2.7 shows it). The reference
@@ -344,7 +352,7 @@ func WithErrorHandler(handler func(w http.ResponseWriter, r *http.Request, err e
 func WithDescribedBy(reference string) Option {
 	return func(c *config) error {
 		c.describedBy = reference
-		if u, err := url.Parse(reference); err != nil || reference == "" || u.String() != reference {
+		if _, err := url.Parse(reference); err != nil || reference == "" || strings.Trim(reference, uriBytes) != "" {
 			return fmt.Errorf("WithDescribedBy: %q is not a URI reference in its encoded form", reference)
 		}
 		return nil
@@ -394,7 +402,8 @@ func WithDetachedHandler() Option {
 
 // WithLogger sets where decisions are logged: at level Error those that can mean
 // an effect without a record, at Warn those that need an operator, and the rest
-// at Debug. Defaults to [slog.Default] as it is when Require is called.
+// at Debug. [DecisionPanicked] and [DecisionNoOutcome], which every service meets at
+// times, are at Warn. Defaults to [slog.Default] as it is when Require is called.
 func WithLogger(logger *slog.Logger) Option {
 	return func(c *config) error {
 		c.logger = logger

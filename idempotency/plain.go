@@ -22,6 +22,11 @@ func newPlainStore(s Store) *plainStore {
 // Claim claims the key in this process first and only then looks for a record: in
 // the other order another attempt could complete in between.
 func (s *plainStore) Claim(ctx context.Context, req ClaimRequest) (ClaimResult, error) {
+	if req.Await { // many who wait look at once, and most find the record: none needs a claim for that
+		if rec, err := s.Get(ctx, req.OrgID, req.Key); err == nil {
+			return completedBy(req, rec), nil
+		}
+	}
 	result, err := s.claims.Claim(ctx, req)
 	if err != nil || result.Outcome != OutcomeClaimed {
 		return result, err
@@ -30,16 +35,21 @@ func (s *plainStore) Claim(ctx context.Context, req ClaimRequest) (ClaimResult, 
 	if errors.Is(err, ErrNotFound) {
 		return result, nil
 	}
-	if err != nil {
-		return ClaimResult{}, err // and the caller releases the claim
+	if releaseErr := s.claims.Release(context.WithoutCancel(ctx), req.Claim); err == nil {
+		err = releaseErr
 	}
-	if err := s.claims.Release(ctx, req.Claim); err != nil {
+	if err != nil {
 		return ClaimResult{}, err
 	}
+	return completedBy(req, rec), nil
+}
+
+// completedBy is the result of a claim that has met a completed record.
+func completedBy(req ClaimRequest, rec *Record) ClaimResult {
 	if rec.RequestHash != req.RequestHash {
-		return ClaimResult{Outcome: OutcomeMismatch}, nil
+		return ClaimResult{Outcome: OutcomeMismatch}
 	}
-	return ClaimResult{Outcome: OutcomeCompleted, Record: rec}, nil
+	return ClaimResult{Outcome: OutcomeCompleted, Record: rec}
 }
 
 // Complete writes the record and gives the claim up.

@@ -1,6 +1,7 @@
 package idempotency
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -147,6 +148,7 @@ func replayDenied(err error) *Problem {
 	if errors.As(err, &p) {
 		own := *p
 		p = &own
+		p.Status = cmp.Or(p.Status, http.StatusForbidden)
 	} else {
 		p, _ = newProblem(ErrReplayDenied, nil)
 	}
@@ -205,7 +207,9 @@ func WriteProblem(w http.ResponseWriter, _ *http.Request, err error) {
 	}
 	h.Set("Cache-Control", "no-store")
 	h.Set("Content-Type", "application/problem+json")
-	h.Set("Content-Length", strconv.Itoa(len(body)))
+	if !isEncoded(h) {
+		h.Set("Content-Length", strconv.Itoa(len(body)))
+	}
 	w.WriteHeader(p.Status)
 	w.Write(body)
 }

@@ -2,6 +2,7 @@ package idempotency
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -11,6 +12,7 @@ import (
 	"math"
 	"net/http"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -50,6 +52,7 @@ type middleware struct {
 	*config
 	store LeaseStore
 	next  http.Handler
+	deaf  atomic.Bool // the store cannot tell when attempts end, and the log says so
 }
 
 // ServeHTTP implements [http.Handler].
@@ -152,7 +155,7 @@ func (x *exchange) refuse(reason, cause error) {
 }
 
 func (x *exchange) answer(problem *Problem, decision Decision) {
-	problem.DescribedBy = x.describedBy
+	problem.DescribedBy = cmp.Or(problem.DescribedBy, x.describedBy)
 	if problem.Instance == "" {
 		problem.Instance = uuid.New().URN()
 	}
@@ -167,7 +170,14 @@ func (x *exchange) serveWithoutOrg() {
 		return
 	}
 	x.event.Decision = DecisionBypassedNoOrg
-	x.next.ServeHTTP(x.w, x.r)
+	x.runUnprotected(x.r)
+}
+
+// runUnprotected runs the handler without a claim, on the client's own writer.
+func (x *exchange) runUnprotected(r *http.Request) {
+	started := time.Now()
+	defer func() { x.event.Handler = time.Since(started) }()
+	x.next.ServeHTTP(x.w, r)
 }
 
 // readBody reads the request's body whole, within the bound, or says for which of
@@ -264,6 +274,9 @@ func (x *exchange) serveClaiming(body []byte, req ClaimRequest) {
 		x.serveCompleted(result.Record)
 	case OutcomeInFlight:
 		x.refuse(ErrInFlight, nil)
+		if x.r.Context().Err() != nil {
+			x.event.Decision = DecisionClientLeft
+		}
 	case OutcomeMismatch:
 		x.refuse(ErrKeyReused, nil)
 	case OutcomeInterrupted:
@@ -299,7 +312,7 @@ func (x *exchange) serveUnclaimed(body []byte, err error) {
 		x.refuse(tenancy.ErrUnknownTenant, err)
 	case x.failOpen && !isFinal(err):
 		x.event.Decision, x.event.Err = DecisionRanUnprotected, err
-		x.next.ServeHTTP(x.w, x.request(x.r.Context(), body))
+		x.runUnprotected(x.request(x.r.Context(), body))
 	default:
 		x.refuse(ErrStoreUnavailable, err)
 	}

@@ -89,7 +89,8 @@ type WatchStore interface {
 	// Watch returns a channel that gets a value soon after an attempt at the key has
 	// been completed or released, in whatever process, until stop is called. A value
 	// may come without cause and may get lost, so whoever waits claims again after
-	// each, with [ClaimRequest.Await], and from time to time without one.
+	// each, with [ClaimRequest.Await], and from time to time without one. A channel that
+	// is closed has no more to tell.
 	//
 	// An error says that the store cannot watch at the moment; stop is then nil.
 	Watch(orgID uuid.UUID, key string) (ended <-chan struct{}, stop func(), err error)
@@ -153,7 +154,7 @@ type ClaimOutcome uint8
 
 const (
 	// OutcomeClaimed means that the attempt holds the key and is to run. It is the only
-	// outcome that changes the store.
+	// outcome that changes the record, but for a note that somebody waits for its end.
 	OutcomeClaimed ClaimOutcome = iota + 1
 	// OutcomeCompleted means that a record of the same fingerprint is completed.
 	OutcomeCompleted

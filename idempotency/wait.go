@@ -2,6 +2,7 @@ package idempotency
 
 import (
 	"context"
+	"log/slog"
 	"math/rand/v2"
 	"time"
 
@@ -32,8 +33,11 @@ func (x *exchange) await(req ClaimRequest) (result ClaimResult, asked time.Time,
 			return result, asked, err
 		}
 		select {
-		case <-ended:
-		case <-time.After(pause*3/4 + rand.N(pause/2)): // so that those who wait together do not ask together
+		case _, open := <-ended:
+			if !open {
+				ended = nil // a store that has no more to tell
+			}
+		case <-time.After(pause*3/4 + rand.N(pause/4)): // so that those who wait together do not ask together
 			pause = min(2*pause, longestPause)
 		case <-ctx.Done(): // one last look, unless nobody is there to be told
 			if x.r.Context().Err() != nil {
@@ -46,10 +50,17 @@ func (x *exchange) await(req ClaimRequest) (result ClaimResult, asked time.Time,
 // watch returns a channel that tells when an attempt at the key has ended, nil when
 // the store cannot tell.
 func (x *exchange) watch(orgID uuid.UUID, key string) (ended <-chan struct{}, stop func()) {
-	if store, ok := x.store.(WatchStore); ok {
-		if ended, stop, err := store.Watch(orgID, key); err == nil {
-			return ended, stop
-		}
+	store, ok := x.store.(WatchStore)
+	if !ok {
+		return nil, func() {}
 	}
-	return nil, func() {}
+	ended, stop, err := store.Watch(orgID, key)
+	if err != nil {
+		if !x.deaf.Swap(true) { // once, until it can again
+			x.logger.WarnContext(x.r.Context(), "idempotency: requests that wait ask again and again, because the store cannot tell them", slog.String("error", err.Error()))
+		}
+		return nil, func() {}
+	}
+	x.deaf.Store(false)
+	return ended, stop
 }

@@ -31,11 +31,11 @@ WHERE r.org_id = @org_id AND r.key = @key AND r.token = @seen_token
   AND ((r.completed_at IS NULL AND r.lease_until <= now()) OR (r.completed_at IS NOT NULL AND r.expires_at <= now()));
 
 -- name: MarkAwaited :execrows
--- MarkAwaited asks the attempt in progress to notify at its end, if it is still the
--- one that was seen.
+-- MarkAwaited asks the attempt in progress to notify at its end. Of many who wait, one
+-- writes.
 UPDATE /*tenant.*/idempotency_records AS r
 SET awaited = true
-WHERE r.org_id = @org_id AND r.key = @key AND r.token = @seen_token AND r.completed_at IS NULL;
+WHERE r.org_id = @org_id AND r.key = @key AND r.completed_at IS NULL AND NOT r.awaited;
 
 -- name: Complete :one
 -- Complete stores the outcome of the attempt that holds the token, and tells whether

@@ -88,6 +88,10 @@ func testGzipOutside(t *testing.T, f *fixture) {
 			t.Errorf("answer %d: %s", i, got)
 		}
 	}
+	refused := s.do(t, identity(`"malformed`)) // an answer of the middleware's own has no other length either
+	if got := unzip(t, refused.body); refused.StatusCode != http.StatusBadRequest || !strings.Contains(got, `"key_invalid"`) {
+		t.Errorf("problem %d %s", refused.StatusCode, got)
+	}
 	plain := call{key: "k", header: http.Header{"Accept-Encoding": {"identity"}}}
 	s.do(t, plain).want(t, http.StatusOK, strings.Repeat("compressible ", 300)) // the record is not compressed
 }

@@ -12,6 +12,11 @@ var flawsOfStores = []catch{
 	{"Get ignores its context", []string{"CancelledContextIsSeen"}},
 	{"Get hands out its own memory", []string{"RecordsAreCopies", "CompleteTakesACopy"}},
 
+	// Watch
+	{"Watch is not told of completions", []string{"Watch"}},
+	{"Watch is not told of releases", []string{"Watch"}},
+	{"Watch hands out a closed channel", []string{"Watch"}},
+
 	// Put
 	{"Put merges", []string{"PutReplaces"}},
 	{"Put keeps the tombstone", []string{"PutReplaces"}},

@@ -90,28 +90,34 @@ func testClientLeavesDuringClaim(t *testing.T, f *leaseFixture) {
 	ctx, leave := context.WithCancel(context.Background())
 	var gone sync.Once
 	store := &faultyStore{LeaseStore: f.leases}
-	var s *service
+	noticed := make(chan struct{}) // by the server, that the client is gone
 	seen := make(chan error, 1)
 	store.claim = func(ctx context.Context, real func() (idempotency.ClaimResult, error)) (idempotency.ClaimResult, error) {
 		gone.Do(func() {
 			leave()
-			// The server notices that the client is gone; the claim goes on.
 			select {
-			case <-ctx.Done():
-				seen <- ctx.Err()
-			case <-time.After(100 * time.Millisecond):
-				seen <- nil
+			case <-noticed:
+			case <-time.After(patience):
 			}
+			seen <- ctx.Err() // the claim goes on
 		})
 		return real()
 	}
-	s = f.serveOver(t, store, create())
+	var first sync.Once
+	s := f.serveOver(t, store, create(), idempotency.WithFingerprint(func(r *http.Request, _ []byte) (string, error) {
+		first.Do(func() { context.AfterFunc(r.Context(), func() { close(noticed) }) })
+		return "", nil
+	}), idempotency.WithStoreTimeout(4*patience))
 	s.try(t, call{key: "k", ctx: ctx})
 	if err := within(t, "the claim", seen); err != nil {
 		t.Errorf("the claim's context ended with the client: %v", err)
 	}
 	eventually(t, "an answer", func() bool {
 		a := s.do(t, call{key: "k"})
+		if a.replayed() {
+			t.Fatal("the handler ran for a client that had left")
+		}
 		return a.StatusCode == http.StatusCreated && a.body == `{"id":1}`
 	})
+	s.wantRuns(t, 1)
 }

@@ -91,6 +91,9 @@ func testPanicReleases(t *testing.T, f *fixture) {
 	for _, e := range s.events {
 		if e.Decision == idempotency.DecisionPanicked {
 			released++
+			if e.Handler <= 0 || e.Complete <= 0 {
+				t.Errorf("handler took %v, release %v", e.Handler, e.Complete)
+			}
 		}
 	}
 	if released != len(ends) {

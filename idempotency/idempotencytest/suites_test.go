@@ -20,7 +20,7 @@ import (
 const flawVariable = "IDEMPOTENCYTEST_FLAW"
 
 func TestEntryStore(t *testing.T) {
-	entry(t, idempotencytest.TestStore, func(f flaw) idempotency.Store { return newFlawedStore(f) })
+	entry(t, idempotencytest.TestStore, func(f flaw) idempotency.Store { return &flawedWatch{flawedStore: newFlawedStore(f)} })
 }
 
 func TestEntryPlainStore(t *testing.T) {

@@ -227,7 +227,7 @@ func testWaiterLeaves(t *testing.T, f *leaseFixture) {
 	if err := within(t, "the client to leave", left); err == nil {
 		t.Error("the client got an answer after it left")
 	}
-	s.wantDecisions(t, idempotency.DecisionInFlight) // though the first is still running
+	s.wantDecisions(t, idempotency.DecisionClientLeft) // though the first is still running
 	close(g.open)
 	within(t, "the first answer", first).want(t, http.StatusCreated, "made")
 	s.do(t, call{key: "k"}).want(t, http.StatusCreated, "made")
@@ -277,7 +277,10 @@ func testWatch(t *testing.T, f *leaseFixture) {
 		for !quiet { // a watch may be woken without cause, when it begins
 			f.claim(t, second, idempotency.OutcomeInFlight)
 			select {
-			case <-ended:
+			case _, open := <-ended:
+				if !open {
+					t.Fatal("the channel of Watch was closed")
+				}
 			case <-time.After(300 * time.Millisecond):
 				quiet = true
 			}

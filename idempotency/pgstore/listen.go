@@ -43,6 +43,8 @@ type listener struct {
 	idle    time.Duration // after which a connection that nobody needs is given up
 	ends    watch.Hub[waitKey]
 
+	telling sync.WaitGroup // under way to tell others
+
 	mu     sync.Mutex
 	cancel context.CancelFunc // ends the goroutine; nil while there is none
 	done   chan struct{}      // closed when the goroutine has ended
@@ -54,6 +56,7 @@ type listener struct {
 const (
 	listenIdle       = 30 * time.Second
 	listenTimeout    = 5 * time.Second // of connecting
+	tellTimeout      = 2 * time.Second
 	firstListenPause = 500 * time.Millisecond
 	maxListenPause   = 30 * time.Second
 )
@@ -75,7 +78,7 @@ func (l *listener) start() error {
 	switch {
 	case l.closed:
 		return errClosed
-	case l.cancel == nil && (l.broken == nil || time.Now().After(l.retry)) && !errors.Is(l.broken, errPooler):
+	case l.cancel == nil && (l.broken == nil || time.Now().After(l.retry)):
 		ctx, cancel := context.WithCancel(context.Background()) // until it is idle, or close
 		l.cancel, l.done, l.broken = cancel, make(chan struct{}), nil
 		go l.run(ctx, l.done)
@@ -83,7 +86,23 @@ func (l *listener) start() error {
 	return l.broken
 }
 
-// close ends listening and waits for its end.
+// tell notifies those who wait in other processes of the end of an attempt. The attempt
+// does not wait for it, and its failure is not the attempt's: who waits looks again
+// without it.
+func (l *listener) tell(ctx context.Context, pool *pgxpool.Pool, key waitKey) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return
+	}
+	l.telling.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, tellTimeout)
+		defer cancel()
+		_ = db.New(pool).Notify(ctx, db.NotifyParams{Channel: channel, Payload: hex.EncodeToString(key[:])})
+	})
+}
+
+// close ends listening and waits for its end, and for what is still to be told.
 func (l *listener) close() {
 	l.mu.Lock()
 	l.closed = true
@@ -93,6 +112,7 @@ func (l *listener) close() {
 		cancel()
 		<-done
 	}
+	l.telling.Wait()
 	l.ends.SignalAll() // they look again, and from now on without being told
 }
 
@@ -100,13 +120,18 @@ func (l *listener) close() {
 func (l *listener) run(ctx context.Context, done chan struct{}) {
 	defer close(done)
 	for pause := firstListenPause; ; {
-		err := l.listen(ctx)
+		listened, err := l.listen(ctx)
 		switch {
-		case l.ended(ctx, err, pause):
-			return
-		case err == nil: // it was idle, and somebody came while it ended
+		case listened:
 			pause = firstListenPause
-			continue
+		case errors.Is(err, errPooler):
+			pause = maxListenPause
+		}
+		if l.ended(ctx, err, pause) {
+			return
+		}
+		if err == nil {
+			continue // it was idle, and somebody came while it ended
 		}
 		l.ends.SignalAll()
 		select {
@@ -123,7 +148,7 @@ func (l *listener) ended(ctx context.Context, err error, pause time.Duration) bo
 	defer l.mu.Unlock()
 	l.broken, l.retry = err, time.Now().Add(pause)
 	idle := l.ends.Len() == 0 // who comes now waits for the lock, and starts anew
-	if !idle && ctx.Err() == nil && !errors.Is(err, errPooler) {
+	if !idle && ctx.Err() == nil {
 		return false
 	}
 	l.cancel()
@@ -131,11 +156,12 @@ func (l *listener) ended(ctx context.Context, err error, pause time.Duration) bo
 	return true
 }
 
-// listen wakes those whose attempts end, until it cannot go on or nobody watches.
-func (l *listener) listen(ctx context.Context) error {
+// listen wakes those whose attempts end, until it cannot go on or nobody watches. It
+// reports whether it got to listen at all.
+func (l *listener) listen(ctx context.Context) (listened bool, err error) {
 	conn, err := l.open(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
@@ -157,11 +183,11 @@ func (l *listener) listen(ctx context.Context) error {
 				l.ends.Signal(key)
 			}
 		case ctx.Err() != nil:
-			return ctx.Err()
+			return true, ctx.Err()
 		case !errors.Is(err, context.DeadlineExceeded):
-			return fmt.Errorf("pgstore: listen: %w", err)
+			return true, fmt.Errorf("pgstore: listen: %w", err)
 		case l.ends.Len() == 0:
-			return nil
+			return true, nil
 		}
 	}
 }

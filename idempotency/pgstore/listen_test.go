@@ -130,8 +130,11 @@ func TestEndsAreHeardInOtherProcesses(t *testing.T) {
 
 	hold(t, here, there, org, "key-2")
 	storetest.Advance(t, pool, org, 2*time.Minute) // its process has died
-	takenOver := hold(t, here, there, org, "key-2")
-	if err := here.Release(t.Context(), takenOver); err != nil {
+	takenOver := claimRequest(org, "key-2")        // and those who waited for it wait for this one
+	if result, err := here.Claim(t.Context(), takenOver); err != nil || result.Attempt != 2 {
+		t.Fatalf("%+v, %v", result, err)
+	}
+	if err := here.Release(t.Context(), takenOver.Claim); err != nil {
 		t.Fatal(err)
 	}
 	wantSignal(t, "the release after a take-over", ended[2])
@@ -141,6 +144,126 @@ func TestEndsAreHeardInOtherProcesses(t *testing.T) {
 		t.Error("somebody was woken for a key of which nothing ended")
 	default:
 	}
+}
+
+// TestEndsAreHeardInTheProcess: without any word from the server.
+func TestEndsAreHeardInTheProcess(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	org := storetest.NewTenant(t, pool)
+	store := another(t, pool)
+	ended := watchAll(t, store, org, 4)
+	for i, end := range []func(c idempotency.Claim) error{
+		func(c idempotency.Claim) error {
+			return store.Complete(t.Context(), c, &idempotency.Record{ResponseStatus: 201})
+		},
+		func(c idempotency.Claim) error { return store.Release(t.Context(), c) },
+		func(c idempotency.Claim) error {
+			return store.Put(t.Context(), &idempotency.Record{OrgID: c.OrgID, Key: c.Key, ResponseStatus: 201})
+		},
+		func(c idempotency.Claim) error { return store.Clear(t.Context(), c.OrgID) },
+	} {
+		req := claimRequest(org, fmt.Sprint("key-", i)) // that nobody marked
+		if _, err := store.Claim(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+		if err := end(req.Claim); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-ended[i]:
+		default:
+			t.Errorf("end %d was not signalled", i)
+		}
+	}
+}
+
+// TestMarkIsNotTooLate: an attempt that ends between the look at it and the mark that
+// somebody waits for it is seen to have ended.
+func TestMarkIsNotTooLate(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	org := storetest.NewTenant(t, pool)
+	holder := storetest.NewStore(t, pool)
+	config := pool.Config()
+	meanwhile := &before{statement: "MarkAwaited"}
+	config.ConnConfig.Tracer = meanwhile
+	traced, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(traced.Close)
+	waiter := storetest.NewStore(t, traced)
+	first, second := claimRequest(org, "key"), claimRequest(org, "key")
+	if _, err := holder.Claim(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	meanwhile.do = func() {
+		if err := holder.Complete(t.Context(), first.Claim, &idempotency.Record{ResponseStatus: 201}); err != nil {
+			t.Error(err)
+		}
+	}
+	second.Await = true
+	if result, err := waiter.Claim(t.Context(), second); err != nil || result.Outcome != idempotency.OutcomeCompleted || meanwhile.do != nil {
+		t.Errorf("%+v, %v; want what was completed meanwhile", result, err)
+	}
+}
+
+// TestListeningConnectsAsThePoolDoes: with whatever its BeforeConnect sets.
+func TestListeningConnectsAsThePoolDoes(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	config := pool.Config()
+	before := config.BeforeConnect
+	config.BeforeConnect = func(ctx context.Context, c *pgx.ConnConfig) error {
+		c.RuntimeParams["application_name"] = "named before"
+		if before != nil {
+			return before(ctx, c)
+		}
+		return nil
+	}
+	named, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(named.Close)
+	store := storetest.NewStore(t, named)
+	t.Cleanup(store.Close)
+	watchAll(t, store, uuid.New(), 1)
+	var name string
+	err = pool.QueryRow(t.Context(), `SELECT application_name FROM pg_stat_activity WHERE pid = $1`, listening(t, pool)[0]).Scan(&name)
+	if err != nil || name != "named before" {
+		t.Errorf("%q, %v", name, err)
+	}
+}
+
+// TestCompletionDoesNotWaitToTell: when the NOTIFY cannot get a connection, the client
+// whose request has ended does not wait for that.
+func TestCompletionDoesNotWaitToTell(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	org := storetest.NewTenant(t, pool)
+	config := pool.Config()
+	completed, told := make(chan struct{}), make(chan struct{}, 1)
+	config.ConnConfig.Tracer = &before{statement: "Notify", do: func() {
+		<-completed // not before Complete has returned
+		told <- struct{}{}
+	}}
+	traced, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(traced.Close)
+	here, there := storetest.NewStore(t, traced), another(t, pool)
+	ended := watchAll(t, there, org, 1)[0]
+	claim := hold(t, here, there, org, "key-0")
+	if err := here.Complete(t.Context(), claim, &idempotency.Record{ResponseStatus: 201}); err != nil {
+		t.Fatal(err)
+	}
+	close(completed)
+	wantSignal(t, "the NOTIFY", told)
+	wantSignal(t, "the completion", ended)
+	here.Close()
 }
 
 // TestOnlyWhatIsAwaitedIsNotified: a NOTIFY serialises commits, so nobody pays for
@@ -249,6 +372,20 @@ func TestListeningEnds(t *testing.T) {
 	}
 }
 
+// lookedAt is a store that tells who waits at it.
+type lookedAt struct {
+	*pgstore.Store
+	waiting sync.Map // tokens
+}
+
+func (s *lookedAt) Claim(ctx context.Context, req idempotency.ClaimRequest) (idempotency.ClaimResult, error) {
+	result, err := s.Store.Claim(ctx, req)
+	if err == nil && req.Await && result.Outcome == idempotency.OutcomeInFlight {
+		s.waiting.Store(req.Token, true)
+	}
+	return result, err
+}
+
 // TestWaitersHoldNoConnection: many requests wait in one process for one that runs in
 // another, over a pool of two connections.
 func TestWaitersHoldNoConnection(t *testing.T) {
@@ -270,12 +407,13 @@ func TestWaitersHoldNoConnection(t *testing.T) {
 		<-open
 		io.WriteString(w, "made")
 	})
-	process := func(store *pgstore.Store) *httptest.Server {
+	process := func(store idempotency.Store) *httptest.Server {
 		server := httptest.NewServer(withOrg(org, idempotency.Require(store, idempotency.WithWait(time.Minute))(handler)))
 		t.Cleanup(server.Close)
 		return server
 	}
-	here, there := process(another(t, pool)), process(another(t, small))
+	waiters := &lookedAt{Store: another(t, small)}
+	here, there := process(another(t, pool)), process(waiters)
 
 	const n = 200
 	var wg sync.WaitGroup
@@ -292,13 +430,13 @@ func TestWaitersHoldNoConnection(t *testing.T) {
 	for range n {
 		send(there)
 	}
-	awaited := `SELECT awaited FROM ` + storetest.SchemaOf(t, org).Quoted() + `.idempotency_records`
-	eventually(t, "the first to wait", func() bool {
-		var is bool
-		if err := pool.QueryRow(t.Context(), awaited).Scan(&is); err != nil {
-			t.Fatal(err)
-		}
-		return is
+	eventually(t, "all to wait", func() bool {
+		waiting := 0
+		waiters.waiting.Range(func(any, any) bool {
+			waiting++
+			return true
+		})
+		return waiting == n
 	})
 	eventually(t, "the pool to be idle while all wait", func() bool { return small.Stat().AcquiredConns() == 0 })
 	eventually(t, "one connection to listen", func() bool { return len(listening(t, pool)) == 1 })

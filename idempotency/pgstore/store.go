@@ -2,7 +2,6 @@ package pgstore
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"time"
@@ -67,11 +66,12 @@ func New(pool *pgxpool.Pool, dir tenancy.Directory, opts ...Option) (*Store, err
 	return s, nil
 }
 
-// Close ends what the store has started by itself: the connection on which it
-// listens for [idempotency.WithWait], if requests have waited. Without it, the
-// connection is closed half a minute or so after the last request that waited. Close
-// leaves the pool alone, and the store may be used further; requests that wait then
-// ask again and again.
+// Close ends what the store has started by itself, for [idempotency.WithWait]: the
+// connection on which it listens while requests wait, and what it still has to tell
+// other processes. Call it before the pool is closed. Without it, the connection is
+// closed half a minute or so after the last request that waited. Close leaves the pool
+// alone, and the store may be used further; requests that wait, here and for what ends
+// here, then ask again and again.
 func (s *Store) Close() { s.listener.close() }
 
 // tenant returns the statements bound to the schema of orgID.
@@ -149,7 +149,7 @@ func (s *Store) tryClaim(ctx context.Context, tenant db.Tenant, req idempotency.
 			}
 			return idempotency.ClaimResult{Outcome: idempotency.OutcomeCompleted, Record: rec}, false, nil
 		case !lapsed && req.Await && !row.Awaited:
-			n, err := db.New(tenant).MarkAwaited(ctx, db.MarkAwaitedParams{OrgID: req.OrgID, Key: req.Key, SeenToken: row.Token})
+			n, err := db.New(tenant).MarkAwaited(ctx, db.MarkAwaitedParams{OrgID: req.OrgID, Key: req.Key})
 			return idempotency.ClaimResult{Outcome: idempotency.OutcomeInFlight}, err == nil && n == 0, err
 		case !lapsed:
 			return idempotency.ClaimResult{Outcome: idempotency.OutcomeInFlight}, false, nil
@@ -207,10 +207,7 @@ func (s *Store) ended(ctx context.Context, step string, c idempotency.Claim, awa
 	key := newWaitKey(c.OrgID, c.Key)
 	s.listener.ends.Signal(key)
 	if awaited {
-		ctx, cancel := context.WithTimeout(ctx, time.Second)
-		defer cancel()
-		// Its failure is not the attempt's: who waits looks again without it.
-		_ = db.New(s.pool).Notify(ctx, db.NotifyParams{Channel: channel, Payload: hex.EncodeToString(key[:])})
+		s.listener.tell(context.WithoutCancel(ctx), s.pool, key)
 	}
 	return nil
 }
@@ -242,6 +239,7 @@ func (s *Store) Clear(ctx context.Context, orgID uuid.UUID) error {
 		return err
 	}
 	_, err = db.New(tenant).ClearRecords(ctx, orgID)
+	s.listener.ends.SignalAll()
 	return translate("clear", orgID, err)
 }
 
@@ -286,6 +284,7 @@ func (s *Store) Put(ctx context.Context, rec *idempotency.Record) error {
 		ResponseStatus: int32(rec.ResponseStatus), ResponseKept: !rec.Tombstone,
 		ResponseHeaders: encodeHeaders(rec), ResponseBody: rec.ResponseBody,
 	})
+	s.listener.ends.Signal(newWaitKey(rec.OrgID, rec.Key))
 	return translate("put", rec.OrgID, err)
 }
 

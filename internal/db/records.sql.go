@@ -259,19 +259,18 @@ func (q *Queries) GetRecord(ctx context.Context, arg GetRecordParams) (GetRecord
 const markAwaited = `-- name: MarkAwaited :execrows
 UPDATE /*tenant.*/idempotency_records AS r
 SET awaited = true
-WHERE r.org_id = $1 AND r.key = $2 AND r.token = $3 AND r.completed_at IS NULL
+WHERE r.org_id = $1 AND r.key = $2 AND r.completed_at IS NULL AND NOT r.awaited
 `
 
 type MarkAwaitedParams struct {
-	OrgID     uuid.UUID
-	Key       string
-	SeenToken uuid.UUID
+	OrgID uuid.UUID
+	Key   string
 }
 
-// MarkAwaited asks the attempt in progress to notify at its end, if it is still the
-// one that was seen.
+// MarkAwaited asks the attempt in progress to notify at its end. Of many who wait, one
+// writes.
 func (q *Queries) MarkAwaited(ctx context.Context, arg MarkAwaitedParams) (int64, error) {
-	result, err := q.db.Exec(ctx, markAwaited, arg.OrgID, arg.Key, arg.SeenToken)
+	result, err := q.db.Exec(ctx, markAwaited, arg.OrgID, arg.Key)
 	if err != nil {
 		return 0, err
 	}
