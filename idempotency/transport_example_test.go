@@ -96,3 +96,38 @@ func ExampleWithFreshOutgoingKey() {
 	// try 1 had no answer
 	// try 2 had payment 1 of 10 EUR
 }
+
+// What is known by a name that outlives a crash has it as its key: whoever asks again
+// finds what was asked before.
+func ExampleWithOutgoingKey() {
+	runs := 0
+	protect := idempotency.Require(idempotency.NewMemoryStore())
+	server := httptest.NewServer(authenticate(protect(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		runs++
+		fmt.Fprint(w, "payment ", runs)
+	}))))
+	defer server.Close()
+	client := &http.Client{Transport: &idempotency.Transport{Base: server.Client().Transport}}
+	defer client.CloseIdleConnections()
+	pay := func(orderID string) {
+		ctx := idempotency.WithOutgoingKey(context.Background(), orderID)
+		r, err := http.NewRequestWithContext(ctx, http.MethodPost, server.URL, nil)
+		if err != nil {
+			panic(err)
+		}
+		resp, err := client.Do(r)
+		if err != nil {
+			panic(err)
+		}
+		defer resp.Body.Close()
+		body, _ := io.ReadAll(resp.Body)
+		fmt.Printf("%s\n", body)
+	}
+	pay("order-17")
+	pay("order-17") // by another process, say, that takes up what this one left
+	pay("order-18")
+	// Output:
+	// payment 1
+	// payment 1
+	// payment 2
+}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgidem/pgidem/authctx"
@@ -136,4 +137,35 @@ func Example() {
 	// Output:
 	// 201 payment 1 replayed: ""
 	// 201 payment 1 replayed: "true"
+}
+
+// Behind a pooler in transaction mode, requests that wait are told of the end over a
+// direct connection.
+func ExampleWithListenConfig() {
+	pooled, err := pgxpool.ParseConfig("postgres://app@pgbouncer.internal:6432/app")
+	if err != nil {
+		panic(err)
+	}
+	pooled.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
+	direct, err := pgx.ParseConfig("postgres://app@postgres.internal:5432/app")
+	if err != nil {
+		panic(err)
+	}
+	pool, err := pgxpool.NewWithConfig(context.Background(), pooled)
+	if err != nil {
+		panic(err)
+	}
+	defer pool.Close()
+	tenants, err := tenancy.PerOrg("tenant_")
+	if err != nil {
+		panic(err)
+	}
+	store, err := pgstore.New(pool, tenants, pgstore.WithListenConfig(direct))
+	if err != nil {
+		panic(err)
+	}
+	defer store.Close()
+	idempotency.Require(store, idempotency.WithWait(10*time.Second))
+	fmt.Println("ready")
+	// Output: ready
 }
