@@ -1,12 +1,15 @@
 package idempotency_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"mime/multipart"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -399,5 +402,84 @@ func TestBrokenJSONIsComparedByteForByte(t *testing.T) {
 		if form, err := idempotency.AppendCanonical(nil, []byte(broken)); err == nil {
 			t.Errorf("%s has the canonical form %q", broken, form)
 		}
+	}
+}
+
+// TestUploadsAreRemoved: the files of a form that the handler parsed go with the request.
+func TestUploadsAreRemoved(t *testing.T) {
+	t.Parallel()
+	var body bytes.Buffer
+	form := multipart.NewWriter(&body)
+	part, err := form.CreateFormFile("file", "file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	part.Write(bytes.Repeat([]byte("x"), 1<<16))
+	form.Close()
+	var name string
+	h := idempotency.Require(idempotency.NewMemoryStore())(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if err := r.ParseMultipartForm(1); err != nil { // all but a byte to a file
+			t.Error(err)
+			return
+		}
+		file, err := r.MultipartForm.File["file"][0].Open()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer file.Close()
+		if f, ok := file.(*os.File); ok {
+			name = f.Name()
+		}
+	}))
+	r := request(t, "k", body.String())
+	r.Header.Set("Content-Type", form.FormDataContentType())
+	h.ServeHTTP(httptest.NewRecorder(), r)
+	if name == "" {
+		t.Fatal("the form was not parsed into a file")
+	}
+	if _, err := os.Stat(name); !os.IsNotExist(err) {
+		t.Errorf("%s is left behind: %v", name, err)
+		os.Remove(name)
+	}
+}
+
+// TestProblemsOfOthers: whatever a Problem says of its status, a client gets an error.
+func TestProblemsOfOthers(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{0, 42, 204} {
+		w := httptest.NewRecorder()
+		idempotency.WriteProblem(w, nil, &idempotency.Problem{Title: "odd", Status: status})
+		if w.Code != http.StatusInternalServerError {
+			t.Errorf("status %d was written as %d", status, w.Code)
+		}
+	}
+	h := idempotency.Require(idempotency.NewMemoryStore(), idempotency.WithReplayCheck(func(*http.Request, *idempotency.Record) error {
+		return (*idempotency.Problem)(nil)
+	}))(http.NotFoundHandler())
+	h.ServeHTTP(httptest.NewRecorder(), request(t, "k", ""))
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, request(t, "k", ""))
+	if w.Code != http.StatusForbidden {
+		t.Errorf("a nil Problem: %d", w.Code)
+	}
+}
+
+// TestHijackThatFailsSendsNothing: what the handler then writes is held back as ever.
+func TestHijackThatFailsSendsNothing(t *testing.T) {
+	t.Parallel()
+	store := newOddStore()
+	store.complete = func(error) error { return idempotency.ErrLeaseLost }
+	h := idempotency.Require(store)(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusCreated)
+		if _, _, err := http.NewResponseController(w).Hijack(); err == nil {
+			t.Error("a recorder was hijacked")
+		}
+		fmt.Fprint(w, "made")
+	}))
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, request(t, "k", ""))
+	if w.Code != http.StatusConflict || !strings.Contains(w.Body.String(), "lease_lost") {
+		t.Errorf("%d %s", w.Code, w.Body)
 	}
 }

@@ -208,6 +208,14 @@ func (s *MemoryStore) held(ctx context.Context, c Claim) (*memoryRecord, error) 
 	return m, nil
 }
 
+// isHeld reports whether an attempt holds the key.
+func (s *MemoryStore) isHeld(orgID uuid.UUID, key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m, ok := s.records[memoryKey{orgID, key}]
+	return ok && !m.completed && s.now().Before(m.leaseUntil)
+}
+
 // running returns the record of c's token if it is in progress.
 func (s *MemoryStore) running(ctx context.Context, c Claim) (*memoryRecord, error) {
 	m, err := s.held(ctx, c)

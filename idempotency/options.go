@@ -255,11 +255,26 @@ func WithReplayHeader(name string) Option {
 			return fmt.Errorf("WithReplayHeader: %q is not a header name", name)
 		}
 		c.replayHeader = textproto.CanonicalMIMEHeaderKey(name)
-		if isFraming(c.replayHeader) || !keepHeader(c.replayHeader) || strings.HasPrefix(c.replayHeader, "Content-") {
+		if isFraming(c.replayHeader) || !keepHeader(c.replayHeader) || hasMeaning(c.replayHeader) {
 			return fmt.Errorf("WithReplayHeader: %s has a meaning of its own; choose another name", c.replayHeader)
 		}
 		return nil
 	}
+}
+
+// hasMeaning reports whether a header means something to clients or to HTTP already.
+func hasMeaning(name string) bool {
+	for _, prefix := range []string{"Content-", "Accept", "Access-Control-", "If-", "Sec-"} {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	switch name {
+	case HeaderKey, "Age", "Allow", "Cache-Control", "Cookie", "Etag", "Expires", "Host", "Last-Modified", "Link",
+		"Location", "Pragma", "Range", "Retry-After", "Server", "Strict-Transport-Security", "Vary", "Via", "Warning":
+		return true
+	}
+	return false
 }
 
 // WithFingerprint replaces the fingerprint by which a retry is told from another

@@ -45,6 +45,7 @@ func TestBadOptionsPanic(t *testing.T) {
 		"WithDescribedBy(letter)":     idempotency.WithDescribedBy("/?\u00e9"),
 		"WithReplayHeader(framing)":   idempotency.WithReplayHeader("transfer-encoding"),
 		"WithReplayHeader(content)":   idempotency.WithReplayHeader("Content-Type"),
+		"WithReplayHeader(location)":  idempotency.WithReplayHeader("location"),
 		"WithReplayHeader(hop)":       idempotency.WithReplayHeader("Connection"),
 		"WithDescribedBy(control)":    idempotency.WithDescribedBy("/a\r\nX: y"),
 		"WithStoreTimeout":            idempotency.WithStoreTimeout(-1),

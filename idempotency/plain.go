@@ -23,8 +23,12 @@ func newPlainStore(s Store) *plainStore {
 // the other order another attempt could complete in between.
 func (s *plainStore) Claim(ctx context.Context, req ClaimRequest) (ClaimResult, error) {
 	if req.Await { // many who wait look at once, and most find the record: none needs a claim for that
-		if rec, err := s.Get(ctx, req.OrgID, req.Key); err == nil {
+		rec, err := s.Get(ctx, req.OrgID, req.Key)
+		switch {
+		case err == nil:
 			return completedBy(req, rec), nil
+		case !errors.Is(err, ErrNotFound) && s.claims.isHeld(req.OrgID, req.Key):
+			return ClaimResult{Outcome: OutcomeInFlight}, nil // whatever ails the store, there is something to wait for
 		}
 	}
 	result, err := s.claims.Claim(ctx, req)

@@ -1,7 +1,6 @@
 package idempotency
 
 import (
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -145,16 +144,21 @@ var problems = []struct {
 // replayDenied returns the problem that an error of [WithReplayCheck] is.
 func replayDenied(err error) *Problem {
 	p := &Problem{}
-	if errors.As(err, &p) {
+	if errors.As(err, &p) && p != nil {
 		own := *p
 		p = &own
-		p.Status = cmp.Or(p.Status, http.StatusForbidden)
+		if !isError(p.Status) {
+			p.Status = http.StatusForbidden
+		}
 	} else {
 		p, _ = newProblem(ErrReplayDenied, nil)
 	}
 	p.reason = fmt.Errorf("%w: %w", ErrReplayDenied, err)
 	return p
 }
+
+// isError reports whether a status tells of an error, RFC 9110 section 15.
+func isError(status int) bool { return status >= 400 && status <= 599 }
 
 // newProblem returns the problem that a reason is to the client, and the decision
 // that it amounts to. The cause, which may be nil, becomes part of the error and is
@@ -191,7 +195,13 @@ func WriteProblem(w http.ResponseWriter, _ *http.Request, err error) {
 		Type: noDescription, Title: http.StatusText(http.StatusInternalServerError), Status: http.StatusInternalServerError, Code: "internal", Retry: RetrySameKey,
 		Detail: "Something went wrong here. Repeat the request unchanged, with the same key.",
 	}
-	errors.As(err, &p)
+	if own := (*Problem)(nil); errors.As(err, &own) && own != nil {
+		p = own
+		if !isError(p.Status) {
+			fixed := *own
+			p, fixed.Status = &fixed, http.StatusInternalServerError
+		}
+	}
 	body, _ := json.Marshal(p) // strings and numbers alone cannot fail
 	body = append(body, '\n')
 

@@ -217,26 +217,18 @@ func (rec *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if rec.closed {
 		return nil, nil, errHandlerDone
 	}
-	if rec.status != 0 && canHijack(rec.w) {
-		rec.send() // as net/http does, before the connection is out of its hands
-	}
 	conn, rw, err := http.NewResponseController(rec.w).Hijack()
-	rec.hijacked = rec.hijacked || err == nil
-	return conn, rw, err
-}
-
-// canHijack reports whether [http.ResponseController] will find a Hijacker.
-func canHijack(w http.ResponseWriter) bool {
-	for {
-		switch t := w.(type) {
-		case http.Hijacker:
-			return true
-		case interface{ Unwrap() http.ResponseWriter }:
-			w = t.Unwrap()
-		default:
-			return false
-		}
+	if err != nil {
+		return nil, nil, err
 	}
+	rec.hijacked = true
+	if rec.status != 0 && !rec.sent { // net/http would have sent the head before
+		_, err = fmt.Fprintf(rw, "HTTP/1.1 %d %s\r\n", rec.status, http.StatusText(rec.status))
+		err = errors.Join(err, rec.final.Write(rw))
+		_, bodyErr := fmt.Fprintf(rw, "\r\n%s", rec.body)
+		err = errors.Join(err, bodyErr, rw.Flush())
+	}
+	return conn, rw, err
 }
 
 // CloseNotify implements the deprecated interface of that name of net/http, which some

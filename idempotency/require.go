@@ -388,7 +388,9 @@ func (x *exchange) serveClaimed(body []byte, c Claim, attempt int, asked time.Ti
 		x.event.Decision = DecisionPanicked
 		x.release(c)
 	}()
-	x.next.ServeHTTP(rec, x.request(withClaimed(ctx, claimed{c.OrgID, x.key, attempt}), body))
+	r := x.request(withClaimed(ctx, claimed{c.OrgID, x.key, attempt}), body)
+	defer removeUploads(r)
+	x.next.ServeHTTP(rec, r)
 	returned = true
 	x.event.Handler = time.Since(started)
 
@@ -407,6 +409,14 @@ func (x *exchange) serveClaimed(body []byte, c Claim, attempt int, asked time.Ti
 	// the panic of a rule of the user's, this is what must be known.
 	x.event.Decision = DecisionCompleteFailed
 	x.end(c, rec)
+}
+
+// removeUploads does for a copy of the request what net/http does for the request
+// itself: it removes the files that a multipart form was parsed into.
+func removeUploads(r *http.Request) {
+	if r.MultipartForm != nil {
+		_ = r.MultipartForm.RemoveAll()
+	}
 }
 
 // end stores the outcome of a handler that has returned, and only then sends its

@@ -18,12 +18,13 @@ func (x *exchange) await(req ClaimRequest) (result ClaimResult, asked time.Time,
 	ctx, cancel := context.WithTimeout(x.r.Context(), x.wait)
 	defer cancel()
 
+	const firstPause = 25 * time.Millisecond
 	const longestPause = time.Second // nobody signals that a lease has lapsed, and signals get lost
 	pause := longestPause
 	ended, stop := x.watch(req.OrgID, req.Key)
 	defer stop()
 	if ended == nil {
-		pause = 25 * time.Millisecond
+		pause = firstPause
 	}
 	req.Await = true
 	for {
@@ -35,7 +36,7 @@ func (x *exchange) await(req ClaimRequest) (result ClaimResult, asked time.Time,
 		select {
 		case _, open := <-ended:
 			if !open {
-				ended = nil // a store that has no more to tell
+				ended, pause = nil, firstPause // a store that has no more to tell
 			}
 		case <-time.After(pause*3/4 + rand.N(pause/4)): // so that those who wait together do not ask together
 			pause = min(2*pause, longestPause)

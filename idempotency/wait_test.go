@@ -228,3 +228,41 @@ func TestWaitingWithoutAWatch(t *testing.T) {
 		t.Errorf("%d lines, want 1:\n%s", n, &log)
 	}
 }
+
+// hungGet is a plain store that cannot be asked any more.
+type hungGet struct {
+	getPut
+	hung atomic.Bool
+}
+
+func (s *hungGet) Get(ctx context.Context, orgID uuid.UUID, key string) (*idempotency.Record, error) {
+	if s.hung.Load() {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return s.getPut.Get(ctx, orgID, key)
+}
+
+// TestWaitingAtAStoreThatHangs: an attempt in flight in this process is one, whatever ails
+// the store.
+func TestWaitingAtAStoreThatHangs(t *testing.T) {
+	t.Parallel()
+	store := &hungGet{getPut: getPut{idempotency.NewMemoryStore()}}
+	begun, finish := make(chan struct{}), make(chan struct{})
+	h := idempotency.Require(store, idempotency.WithWait(20*time.Millisecond), idempotency.WithStoreTimeout(300*time.Millisecond))(
+		http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+			close(begun)
+			<-finish
+		}))
+	var wg sync.WaitGroup
+	wg.Go(func() { h.ServeHTTP(httptest.NewRecorder(), request(t, "k", "")) })
+	<-begun
+	store.hung.Store(true)
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, request(t, "k", ""))
+	if w.Code != http.StatusConflict || !strings.Contains(w.Body.String(), "in_flight") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	close(finish)
+	wg.Wait()
+}

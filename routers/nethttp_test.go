@@ -22,10 +22,10 @@ func serveMux(s *work, idempotent wrapper) http.Handler {
 
 func serveMuxOneRoute(s *work, idempotent wrapper) http.Handler {
 	h := handlers{s, func(r *http.Request) string { return r.PathValue("id") }}
-	createPayment := http.HandlerFunc(h.createPayment)
+	createPayment := h.createPayment
 	mux := http.NewServeMux()
 	// README one route begins here.
-	mux.Handle("POST /v1/payments/{id}", authenticate(idempotent(createPayment)))
+	mux.Handle("POST /v1/payments/{id}", authenticate(idempotent(http.HandlerFunc(createPayment))))
 	// README one route ends here.
 	for pattern, handle := range h.others() {
 		mux.Handle("POST "+pattern, authenticate(idempotent(handle)))

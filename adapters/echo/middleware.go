@@ -27,11 +27,7 @@ func Middleware(mw func(http.Handler) http.Handler) echo.MiddlewareFunc {
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
 		return func(c *echo.Context) error {
 			x := &exchange{c: c, next: next}
-			response := c.Response()
-			handler.ServeHTTP(response, c.Request().WithContext(context.WithValue(c.Request().Context(), key, x)))
-			if x.err != nil && x.within && committed(response) {
-				c.SetResponse(&answered{response})
-			}
+			handler.ServeHTTP(c.Response(), c.Request().WithContext(context.WithValue(c.Request().Context(), key, x)))
 			return x.err
 		}
 	}
@@ -42,10 +38,9 @@ type exchangeKey byte
 
 // exchange is one request on its way through the middleware.
 type exchange struct {
-	c      *echo.Context
-	next   echo.HandlerFunc
-	within bool  // the chain ran on a writer of the middleware's
-	err    error // of the chain
+	c    *echo.Context
+	next echo.HandlerFunc
+	err  error // of the chain, unless it has been answered
 }
 
 // serve runs the rest of the chain on what the middleware passed on.
@@ -61,7 +56,6 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 		x.err = x.next(c)
 		return
 	}
-	x.within = true
 	inner := echo.NewResponse(w, c.Logger())
 	_, inner.Status = echo.ResolveResponseStatus(response, nil)
 	c.SetResponse(inner)
@@ -70,6 +64,11 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 		// Now, while the middleware is there to see it. Echo would do it when the
 		// middleware has returned.
 		c.Echo().HTTPErrorHandler(c, x.err)
+		if inner.Committed {
+			x.err = nil // nobody outside is to answer it again
+			return
+		}
+		inner.WriteHeader(http.StatusInternalServerError) // so that it is not stored as a success
 	}
 }
 
@@ -84,27 +83,3 @@ func gaveUp(ctx context.Context, err error) bool {
 func same(w, response http.ResponseWriter) bool {
 	return reflect.ValueOf(w).Comparable() && w == response
 }
-
-func committed(w http.ResponseWriter) bool {
-	response, err := echo.UnwrapResponse(w)
-	return err == nil && response.Committed
-}
-
-// answered is a response after its error has been answered. An error handler that
-// does not look whether the response is committed would answer it again.
-type answered struct{ response http.ResponseWriter }
-
-// Unwrap lets [echo.UnwrapResponse] find the status and the size.
-func (a *answered) Unwrap() http.ResponseWriter { return a.response }
-
-// Header implements [http.ResponseWriter].
-func (a *answered) Header() http.Header { return a.response.Header().Clone() }
-
-// WriteHeader implements [http.ResponseWriter].
-func (a *answered) WriteHeader(int) {}
-
-// Write implements [http.ResponseWriter].
-func (a *answered) Write(p []byte) (int, error) { return len(p), nil }
-
-// Flush implements [http.Flusher].
-func (a *answered) Flush() {}

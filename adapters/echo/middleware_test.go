@@ -129,7 +129,7 @@ func TestAnErrorIsAnsweredOnce(t *testing.T) {
 				t.Errorf("X-Error %q", got)
 			}
 			s.want(t, http.StatusConflict, "e!")
-			if got := <-seen; got != "e 409 2" {
+			if got := <-seen; got != "<nil> 409 2" {
 				t.Errorf("a logger outside sees %q", got)
 			}
 		})
@@ -316,4 +316,14 @@ func TestWritersNeedNotBeComparable(t *testing.T) {
 	})
 	s.POST("/x", func(c *echo.Context) error { return c.String(http.StatusOK, "x") })
 	s.post(t, "/x", "X-Keeper", "pass").want(t, http.StatusOK, "x")
+}
+
+// TestAnErrorHandlerThatSaysNothing: what nobody answers is no success to be stored.
+func TestAnErrorHandlerThatSaysNothing(t *testing.T) {
+	t.Parallel()
+	s := serve(t)
+	s.HTTPErrorHandler = func(*echo.Context, error) {}
+	s.POST("/x", func(*echo.Context) error { return errors.New("e") })
+	a := s.post(t, "/x")
+	a.want(t, http.StatusInternalServerError, "")
 }

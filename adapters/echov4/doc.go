@@ -22,10 +22,10 @@
 // outcome: a 4xx is stored, a 5xx is not. [echo.WrapMiddleware] lets the middleware
 // see an empty 200 instead.
 //
-// The error is returned all the same, for loggers outside. Echo then calls its
-// HTTPErrorHandler once more, which finds the response committed; what it writes
-// even so is dropped. Middleware that turns errors into other errors belongs behind
-// this one.
+// An error that has been answered is not returned: it would be answered again outside.
+// Loggers there see its status. Middleware that turns errors into other errors belongs
+// behind this one. An error that the HTTPErrorHandler leaves unanswered counts as a 500,
+// and is returned.
 //
 // A handler that has written nothing and returns the error of its cancelled context
 // has no outcome, and the middleware sees that it is so.

@@ -26,11 +26,7 @@ func Middleware(mw func(http.Handler) http.Handler) echo.MiddlewareFunc {
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
 		return func(c echo.Context) error {
 			x := &exchange{c: c, next: next}
-			response := c.Response()
-			handler.ServeHTTP(response, c.Request().WithContext(context.WithValue(c.Request().Context(), key, x)))
-			if x.err != nil && x.within && response.Committed {
-				c.SetResponse(answered(c))
-			}
+			handler.ServeHTTP(c.Response(), c.Request().WithContext(context.WithValue(c.Request().Context(), key, x)))
 			return x.err
 		}
 	}
@@ -41,10 +37,9 @@ type exchangeKey byte
 
 // exchange is one request on its way through the middleware.
 type exchange struct {
-	c      echo.Context
-	next   echo.HandlerFunc
-	within bool  // the chain ran on a writer of the middleware's
-	err    error // of the chain
+	c    echo.Context
+	next echo.HandlerFunc
+	err  error // of the chain, unless it has been answered
 }
 
 // serve runs the rest of the chain on what the middleware passed on.
@@ -60,7 +55,6 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 		x.err = x.next(c)
 		return
 	}
-	x.within = true
 	inner := echo.NewResponse(w, c.Echo())
 	inner.Status = response.Status
 	c.SetResponse(inner)
@@ -69,6 +63,11 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 		// Now, while the middleware is there to see it. Echo would do it when the
 		// middleware has returned.
 		c.Echo().HTTPErrorHandler(x.err, c)
+		if c.Response().Committed {
+			x.err = nil // as with echo.Context.Error: nobody outside is to answer it again
+			return
+		}
+		inner.WriteHeader(http.StatusInternalServerError) // so that it is not stored as a success
 	}
 }
 
@@ -78,27 +77,3 @@ func gaveUp(ctx context.Context, err error) bool {
 	return ctx.Err() != nil &&
 		(errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Cause(ctx)))
 }
-
-// answered returns the response as it is after its error has been answered. An error
-// handler that does not look whether the response is committed would answer it again.
-func answered(c echo.Context) *echo.Response {
-	response := c.Response()
-	end := echo.NewResponse(&nowhere{response.Header().Clone()}, c.Echo())
-	end.Status, end.Size, end.Committed = response.Status, response.Size, true
-	return end
-}
-
-// nowhere is a ResponseWriter that drops what is written.
-type nowhere struct{ header http.Header }
-
-// Header implements [http.ResponseWriter].
-func (n *nowhere) Header() http.Header { return n.header }
-
-// WriteHeader implements [http.ResponseWriter].
-func (n *nowhere) WriteHeader(int) {}
-
-// Write implements [http.ResponseWriter].
-func (n *nowhere) Write(p []byte) (int, error) { return len(p), nil }
-
-// Flush implements [http.Flusher]; Echo panics where there is none.
-func (n *nowhere) Flush() {}

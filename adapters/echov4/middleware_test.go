@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/labstack/echo/v4"
 	"github.com/labstack/echo/v4/middleware"
@@ -128,7 +129,7 @@ func TestAnErrorIsAnsweredOnce(t *testing.T) {
 				t.Errorf("X-Error %q", got)
 			}
 			s.want(t, http.StatusConflict, "e!")
-			if got := <-seen; got != "e 409 2" {
+			if got := <-seen; got != "<nil> 409 2" {
 				t.Errorf("a logger outside sees %q", got)
 			}
 		})
@@ -296,5 +297,27 @@ func TestTwoMiddlewaresAndManyRequestsDoNotMix(t *testing.T) {
 	wg.Wait()
 	if len(s.kept) != 20 || len(second.kept) != 20 {
 		t.Errorf("kept %d and %d responses, want 20 each", len(s.kept), len(second.kept))
+	}
+}
+
+// TestAnErrorHandlerThatSaysNothing: what nobody answers is no success to be stored.
+func TestAnErrorHandlerThatSaysNothing(t *testing.T) {
+	t.Parallel()
+	s := serve(t)
+	s.HTTPErrorHandler = func(error, echo.Context) {}
+	s.POST("/x", func(echo.Context) error { return errors.New("e") })
+	a := s.post(t, "/x")
+	a.want(t, http.StatusInternalServerError, "")
+}
+
+// TestAnErrorBehindATimeout: middleware that drops what was written when it is given an
+// error is given none that has been answered.
+func TestAnErrorBehindATimeout(t *testing.T) {
+	t.Parallel()
+	s := serve(t, middleware.TimeoutWithConfig(middleware.TimeoutConfig{Timeout: time.Minute})) //nolint:staticcheck // deprecated, and in use all the same
+	s.POST("/x", func(echo.Context) error { return echo.NewHTTPError(http.StatusPaymentRequired, "no money") })
+	for range 2 {
+		a := s.post(t, "/x")
+		a.want(t, http.StatusPaymentRequired, "{\"message\":\"no money\"}\n")
 	}
 }

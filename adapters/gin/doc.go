@@ -19,9 +19,11 @@
 // Middleware that makes answers of c.Errors belongs behind this one, so that its
 // answers are the outcome: a 4xx is stored then, a 5xx is not. Where it stands
 // outside it still answers, but too late to be seen: a handler that called c.Error
-// and set no status counts as one that answered 500, which stores nothing, and 500
-// is what the client gets if nobody says anything better. A handler whose errors
-// are but remarks sets its status.
+// and set no status counts as one that answered 500, which stores nothing (unless the
+// middleware was told to store a 500), and 500 is what the client gets if nobody says
+// anything better; and what it writes for a handler that did set a status, by
+// c.AbortWithError or c.BindJSON say, is lost. A handler whose errors are but remarks
+// sets its status.
 //
 // # Limits
 //
@@ -31,5 +33,6 @@
 //
 // [gin.Engine.HandleContext] puts gin's own writer back in the place of any that
 // middleware has set. A handler that answers that way has gone past the middleware,
-// and [Middleware] panics rather than let it store an answer that was not given.
+// and [Middleware] panics rather than let it store an answer that was not given; a retry
+// then runs the handler again. Do not use it behind the middleware.
 package ginidem

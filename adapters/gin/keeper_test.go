@@ -45,7 +45,6 @@ func (k *keeper) Middleware(next http.Handler) http.Handler {
 		case "answer":
 			w.Header().Set("X-By", "keeper")
 			w.WriteHeader(http.StatusConflict)
-			w.Header().Set("X-Late", "net/http would not send it")
 			io.WriteString(w, "not now")
 			return
 		case "answer briefly":

@@ -30,6 +30,7 @@ func Middleware(mw func(http.Handler) http.Handler) gin.HandlerFunc {
 			}
 		}()
 		handler.ServeHTTP(x.front, c.Request.WithContext(context.WithValue(c.Request.Context(), key, x)))
+		x.front.finish()
 	}
 }
 
@@ -47,13 +48,14 @@ type exchange struct {
 func (x *exchange) next(w http.ResponseWriter, r *http.Request) {
 	c := x.c
 	outer, request := c.Writer, c.Request
-	defer func() { c.Writer, c.Request = outer, request }()
+	defer func() { c.Request = request }()
 	c.Request = r
 	if w == x.front { // nothing is between the handler and gin's own writer
 		c.Next()
 		x.ran = true
 		return
 	}
+	defer func() { c.Writer = outer }()
 	before, errs := outer.Written(), len(c.Errors)
 	inner := newWriter(w, r, outer.Status())
 	defer inner.close()
@@ -75,8 +77,8 @@ func (x *exchange) decide(inner *writer, failed bool) {
 	case failed && !inner.set && !gone:
 		x.leaveToOthers(inner)
 	case x.c.FullPath() == "" && inner.status == inner.initial && unmatched[inner.status] != "":
-		inner.Header()["Content-Type"] = []string{gin.MIMEPlain}
-		_, _ = inner.WriteString(unmatched[inner.status])
+		x.c.Writer.Header()["Content-Type"] = []string{gin.MIMEPlain}
+		_, _ = x.c.Writer.WriteString(unmatched[inner.status]) // through what middleware behind has put there
 	case inner.set || !gone:
 		inner.WriteHeaderNow()
 	}

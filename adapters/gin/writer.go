@@ -11,12 +11,12 @@ import (
 	"github.com/gin-gonic/gin"
 )
 
-// front is what the middleware writes to: gin's writer, which keeps a status back
-// until there is a body, made to write it at once, as net/http does. Otherwise gin
-// would take an answer without a body for none.
+// front is what the middleware writes to: gin's writer, which keeps a status back until
+// there is a body, made to write it at the end, as net/http does.
 type front struct {
 	gin.ResponseWriter
 	used      bool        // the middleware has written
+	bare      bool        // a final status, and perhaps no body
 	withdrawn http.Header // not nil: the answer will come from outside
 }
 
@@ -45,8 +45,13 @@ func (f *front) Header() http.Header {
 func (f *front) WriteHeader(status int) {
 	f.used = true
 	f.ResponseWriter.WriteHeader(status)
-	informational := status < 200 && status != http.StatusSwitchingProtocols
-	if f.withdrawn == nil && !informational {
+	f.bare = f.bare || f.withdrawn == nil && (status >= 200 || status == http.StatusSwitchingProtocols)
+}
+
+// finish writes the header of an answer without a body, which gin would take for none.
+// Not before its time: gin middleware outside may want to see the first byte first.
+func (f *front) finish() {
+	if f.bare && f.withdrawn == nil {
 		f.WriteHeaderNow()
 	}
 }

@@ -120,9 +120,10 @@ func (l *listener) close() {
 func (l *listener) run(ctx context.Context, done chan struct{}) {
 	defer close(done)
 	for pause := firstListenPause; ; {
-		listened, err := l.listen(ctx)
+		began := time.Now()
+		err := l.listen(ctx)
 		switch {
-		case listened:
+		case err == nil, time.Since(began) > maxListenPause: // it had been well
 			pause = firstListenPause
 		case errors.Is(err, errPooler):
 			pause = maxListenPause
@@ -137,6 +138,9 @@ func (l *listener) run(ctx context.Context, done chan struct{}) {
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):
+		}
+		if l.ended(ctx, err, pause) {
+			return // nobody waits any more
 		}
 		pause = min(2*pause, maxListenPause)
 	}
@@ -156,12 +160,11 @@ func (l *listener) ended(ctx context.Context, err error, pause time.Duration) bo
 	return true
 }
 
-// listen wakes those whose attempts end, until it cannot go on or nobody watches. It
-// reports whether it got to listen at all.
-func (l *listener) listen(ctx context.Context) (listened bool, err error) {
+// listen wakes those whose attempts end, until it cannot go on or nobody watches.
+func (l *listener) listen(ctx context.Context) error {
 	conn, err := l.open(ctx)
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer func() {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
@@ -183,11 +186,11 @@ func (l *listener) listen(ctx context.Context) (listened bool, err error) {
 				l.ends.Signal(key)
 			}
 		case ctx.Err() != nil:
-			return true, ctx.Err()
+			return ctx.Err()
 		case !errors.Is(err, context.DeadlineExceeded):
-			return true, fmt.Errorf("pgstore: listen: %w", err)
+			return fmt.Errorf("pgstore: listen: %w", err)
 		case l.ends.Len() == 0:
-			return true, nil
+			return nil
 		}
 	}
 }
