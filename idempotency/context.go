@@ -25,8 +25,11 @@ type claimedKey struct{}
 // claimed is what a handler may know of the claim that it runs under.
 type claimed struct {
 	orgID   uuid.UUID
+	domain  string
 	key     string
 	attempt int
+	tx      any
+	steps   *steps
 }
 
 func withClaimed(ctx context.Context, c claimed) context.Context {
@@ -43,10 +46,19 @@ func Key(ctx context.Context) (key string, ok bool) {
 	return c.key, ok
 }
 
+// Transaction returns the [ClaimResult.Transaction] of the claim that a handler runs
+// under, and nil without one. It is for stores, which hand it on in a form of their own,
+// as pgstore.Tx does.
+func Transaction(ctx context.Context) any {
+	c, _ := ctx.Value(claimedKey{}).(claimed)
+	return c.tx
+}
+
 // Attempt returns which attempt at the request's idempotency key is running,
 // counted from 1. A number above 1 means that an earlier attempt held the key
 // and let its lease lapse: its process died or was cut off, and what it did
-// before that is unknown. It reports false outside a handler that [Require]
+// before that is unknown; or that it ended without an outcome after it had stored
+// steps, which [Step] finds again. It reports false outside a handler that [Require]
 // runs under a claim.
 func Attempt(ctx context.Context) (n int, ok bool) {
 	c, ok := ctx.Value(claimedKey{}).(claimed)

@@ -156,10 +156,52 @@
 // response streams from then on, and is recorded as it goes. Informational (1xx)
 // responses go out at once. Trailers are passed through and not stored.
 //
+// # Transactions
+//
+// A store may run each handler in a transaction of its own, as pgstore's does when it
+// is asked to (pgstore.Store.Transactional). What the handler writes in it and the
+// response are then committed together, and only after that the response is sent.
+// A status that is not storable and a panic roll both back; a serialization failure
+// or a deadlock runs the handler again. What cannot be committed is answered with 503
+// ([ErrNotCommitted]): nothing has happened, or a retry will find out. Such a handler
+// cannot stream ([ErrNoStreaming]), and has no lease to lose.
+//
+// # Steps
+//
+// A handler that calls the outside world does it in a [Step], whose result is kept and
+// handed to any later attempt, and gives the service that it calls a [ChildKey], which is
+// the same in every attempt:
+//
+//	charge, err := idempotency.Step(ctx, "charge", func(ctx context.Context) (Charge, error) {
+//		key, err := idempotency.ChildKey(ctx, "charge")
+//		...
+//		return bank.Charge(ctx, key, amount)
+//	})
+//
+// How often an effect happens for one key, whatever is killed when:
+//
+//	effect                                      with leases                       in a transaction
+//	the handler's writes through pgstore.Tx     -                                 exactly once
+//	its other writes to a database              at least once                     at least once
+//	a step whose result is stored               never again                       never again, through rollbacks
+//	                                                                              and reruns
+//	a step, until then                          at least once                     at least once
+//	a call with a ChildKey                      exactly once, as long as the      the same
+//	                                            other side remembers the key
+//	a call without                              at least once                     at least once, and for each rerun
+//
+// With [WithInterrupted] ([Refuse]) what is at least once with leases is at most once for
+// an attempt that was interrupted. Effects outside the database cannot be made exactly
+// once without a key that the other side honours; no library can promise that.
+//
+// # Without HTTP
+//
+// [Do] gives a consumer of messages or a job the same guarantee.
+//
 // # What it does not promise
 //
-// The claim, the handler's own effects and the stored response are separate steps.
-// A process that dies after the effect and before the response is stored leaves an
+// But in a transaction, the claim, the handler's own effects and the stored response are
+// separate steps. A process that dies after the effect and before the response is stored leaves an
 // effect without a record, and after the lease has lapsed a retry runs the handler
 // again; [Attempt] tells it so. A handler whose effects must not happen twice has
 // to make them so: by a unique constraint on something that the request carries,

@@ -1,6 +1,9 @@
 package idempotency
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // ErrNotFound is returned by [Store.Get] for a key that has no completed,
 // unexpired record.
@@ -15,6 +18,33 @@ var ErrLeaseLost = errors.New("idempotency: lease lost")
 // and would not take the claim: a constraint was violated, say. Trying again, or
 // running the handler without a claim, would be wrong.
 var ErrStoreRefused = errors.New("idempotency: store refused")
+
+// ErrRolledBack is wrapped by a [LeaseStore]'s error when an attempt that runs in a
+// transaction was rolled back: nothing of it has taken effect.
+var ErrRolledBack = errors.New("idempotency: rolled back")
+
+// ErrRerun wraps [ErrRolledBack] for an attempt that failed only because of others
+// beside it, by a serialization failure or a deadlock, and may run again at once.
+var ErrRerun = fmt.Errorf("%w: it may run again", ErrRolledBack)
+
+// ErrNoStreaming is what a handler gets that flushes or hijacks while it runs in a
+// transaction: nothing may reach the client before the commit.
+var ErrNoStreaming = errors.New("idempotency: a handler in a transaction cannot stream: return the response whole, or wrap this route with a store that is not transactional")
+
+// What [Step] and [ChildKey] wrap.
+var (
+	// ErrNoClaim is wrapped outside a handler that runs under a claim: the request has no
+	// key, or no tenant, or passes through, or its handler has returned.
+	ErrNoClaim = errors.New("idempotency: no claim: pass the context of a handler that idempotency.Require runs for a request with a key, and refuse requests without one by WithRequireKey and WithRequireOrg")
+	// ErrNoSteps is wrapped where the store is not a [StepStore].
+	ErrNoSteps = errors.New("idempotency: the store keeps no steps: use pgstore.Store, a MemoryStore or another StepStore")
+	// ErrStepInvalid is wrapped for a step that cannot be one: because of its name, of the
+	// type of its result, or of a call of it from within itself.
+	ErrStepInvalid = errors.New("idempotency: invalid step")
+	// ErrStepNotKept is wrapped when the function of a step has had its effect and its
+	// result could not be stored. A later attempt will run the function again.
+	ErrStepNotKept = errors.New("idempotency: the step has run, and its result was not kept")
+)
 
 // The reasons for which [Require] answers a request itself. The error that it
 // hands to [WithErrorHandler] is a [*Problem] that wraps one of them, or
@@ -39,6 +69,9 @@ var (
 	// ErrNoOutcome means that the handler returned without a response after its context
 	// had been cancelled.
 	ErrNoOutcome = errors.New("idempotency: handler gave up without an outcome")
+	// ErrNotCommitted means that the handler ran in a transaction that could not be
+	// committed, or of which it could not be found out whether it was.
+	ErrNotCommitted = errors.New("idempotency: not committed")
 	// ErrOrgMissing means that there is a key but no tenant in the context, and
 	// [WithRequireOrg] is set.
 	ErrOrgMissing = errors.New("idempotency: no tenant in the context")

@@ -74,6 +74,9 @@ const (
 	// DecisionCompleteFailed (!) means that the handler ran, but its outcome could
 	// not be stored.
 	DecisionCompleteFailed Decision = "complete_failed"
+	// DecisionRolledBack means that the handler ran in a transaction that was rolled
+	// back, with all that it did in it; a retry runs it again.
+	DecisionRolledBack Decision = "rolled_back"
 	// DecisionReleaseFailed means that a claim could not be released because the
 	// store could not be reached; a retry is refused until its lease lapses.
 	DecisionReleaseFailed Decision = "release_failed"
@@ -100,6 +103,9 @@ type Event struct {
 	// Attempt counts the attempts at the key, from 1, where the handler ran
 	// under a claim.
 	Attempt int
+	// Reruns counts how often the handler was run again because its transaction had
+	// met others.
+	Reruns int
 	// Claim, Wait, Handler and Complete are how long the store's claim, waiting for
 	// another attempt ([WithWait]), the handler, and storing or releasing its outcome
 	// took; zero where there was none.
@@ -116,7 +122,7 @@ func (d Decision) level() slog.Level {
 	switch d {
 	case DecisionInterrupted, DecisionBypassedNoOrg, DecisionRanUnprotected, DecisionCompleteFailed, DecisionLeaseLost:
 		return slog.LevelError
-	case DecisionPanicked, DecisionNoOutcome, DecisionStoreError, DecisionReleaseFailed, DecisionUnknownTenant, DecisionAborted:
+	case DecisionPanicked, DecisionNoOutcome, DecisionRolledBack, DecisionStoreError, DecisionReleaseFailed, DecisionUnknownTenant, DecisionAborted:
 		return slog.LevelWarn
 	default:
 		return slog.LevelDebug
@@ -155,6 +161,9 @@ func (c *config) report(ctx context.Context, e *Event) {
 	}
 	if e.Attempt > 0 {
 		attrs = append(attrs, slog.Int("attempt", e.Attempt))
+	}
+	if e.Reruns > 0 {
+		attrs = append(attrs, slog.Int("reruns", e.Reruns))
 	}
 	if e.Instance != "" {
 		attrs = append(attrs, slog.String("instance", e.Instance))

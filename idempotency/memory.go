@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,7 +13,7 @@ import (
 	"github.com/pgidem/pgidem/internal/watch"
 )
 
-// MemoryStore is a [WatchStore] in the memory of one process: for tests, and for
+// MemoryStore is a [WatchStore] and a [StepStore] in the memory of one process: for tests, and for
 // a service that runs as one process and may forget its keys when it restarts.
 // Make one with [NewMemoryStore].
 //
@@ -39,7 +40,8 @@ type memoryRecord struct {
 	attempt    int
 	leaseUntil time.Time
 	completed  bool
-	rec        *Record // never changed once it is here, so that it can be handed out
+	steps      map[string][]byte // of this life of the key, never changed once they are here
+	rec        *Record           // never changed once it is here, so that it can be handed out
 }
 
 // NewMemoryStore returns an empty MemoryStore.
@@ -94,6 +96,7 @@ func (s *MemoryStore) Claim(ctx context.Context, req ClaimRequest) (ClaimResult,
 	now := s.now()
 	s.clearSome(now)
 	attempt := 1
+	var steps map[string][]byte
 	if m, ok := s.records[memoryKey{req.OrgID, req.Key}]; ok && !m.absent(now) {
 		lapsed := !m.completed && !now.Before(m.leaseUntil)
 		switch {
@@ -108,10 +111,10 @@ func (s *MemoryStore) Claim(ctx context.Context, req ClaimRequest) (ClaimResult,
 		case req.Interrupted == Refuse:
 			return ClaimResult{Outcome: OutcomeInterrupted}, nil
 		}
-		attempt = m.attempt + 1
+		attempt, steps = m.attempt+1, m.steps
 	}
 	s.set(&memoryRecord{
-		token: req.Token, attempt: attempt, leaseUntil: now.Add(req.Lease),
+		token: req.Token, attempt: attempt, leaseUntil: now.Add(req.Lease), steps: steps,
 		rec: &Record{
 			OrgID: req.OrgID, Key: req.Key, RequestHash: req.RequestHash,
 			CreatedAt: now, ExpiresAt: now.Add(req.TTL),
@@ -131,7 +134,7 @@ func (s *MemoryStore) Complete(ctx context.Context, c Claim, rec *Record) error 
 	}
 	rec.OrgID, rec.Key, rec.RequestHash = m.rec.OrgID, m.rec.Key, m.rec.RequestHash
 	rec.CreatedAt, rec.ExpiresAt = m.rec.CreatedAt, m.rec.ExpiresAt
-	m.completed, m.rec = true, rec
+	m.completed, m.rec, m.steps = true, rec, nil
 	s.ended.Signal(memoryKey{c.OrgID, c.Key})
 	return nil
 }
@@ -144,7 +147,7 @@ func (s *MemoryStore) Release(ctx context.Context, c Claim) error {
 	if err != nil {
 		return err
 	}
-	if m.attempt > 1 {
+	if m.attempt > 1 || len(m.steps) > 0 {
 		m.leaseUntil, m.token = s.now(), NewToken()
 	} else {
 		s.remove(m)
@@ -163,6 +166,36 @@ func (s *MemoryStore) Extend(ctx context.Context, c Claim, lease time.Duration) 
 	}
 	m.leaseUntil = s.now().Add(lease)
 	return nil
+}
+
+// LoadStep implements [StepStore].
+func (s *MemoryStore) LoadStep(ctx context.Context, c Claim, name string) (result []byte, found bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m, err := s.running(ctx, c)
+	if err != nil {
+		return nil, false, err
+	}
+	result, found = m.steps[name]
+	return result, found, nil
+}
+
+// SaveStep implements [StepStore].
+func (s *MemoryStore) SaveStep(ctx context.Context, c Claim, name string, result []byte) (stored []byte, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m, err := s.running(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	if stored, found := m.steps[name]; found {
+		return stored, nil
+	}
+	if m.steps == nil {
+		m.steps = make(map[string][]byte)
+	}
+	m.steps[name] = slices.Clone(result)
+	return m.steps[name], nil
 }
 
 // Watch implements [WatchStore]. It never fails.

@@ -28,6 +28,7 @@ const (
 type Option func(*config) error
 
 type config struct {
+	domain           string // of keys: empty for those of requests
 	methods          []string
 	excluded         []string
 	exclude          *route.Set // compiled from excluded
@@ -207,8 +208,9 @@ func WithWait(d time.Duration) Option {
 	}
 }
 
-// WithStoreTimeout bounds each step that needs the store: claiming a key, storing
-// an outcome, releasing a key, each with its retries. After a claim that came to
+// WithStoreTimeout bounds whatever needs the store: claiming a key, storing an
+// outcome, releasing a key, looking for the result of a [Step] and storing it, each
+// with its retries. After a claim that came to
 // nothing, undoing it may take up to half as long again. Defaults to 5 seconds.
 func WithStoreTimeout(d time.Duration) Option {
 	return func(c *config) error {

@@ -119,6 +119,14 @@ var problems = []struct {
 		Type: noDescription, Title: http.StatusText(http.StatusServiceUnavailable), Status: http.StatusServiceUnavailable, Code: "no_outcome", Retry: RetrySameKey, RetryAfter: 1,
 		Detail: "Processing was cut short and has no outcome. Repeat the request unchanged, with the same key.",
 	}, DecisionNoOutcome},
+	{ErrNotCommitted, Problem{
+		Type: noDescription, Title: http.StatusText(http.StatusServiceUnavailable), Status: http.StatusServiceUnavailable, Code: "not_committed", Retry: RetrySameKey, RetryAfter: 1,
+		Detail: "Processing could not be brought to its end. Repeat the request unchanged, with the same key; should it have taken effect after all, you will get its response.",
+	}, DecisionRolledBack},
+	{ErrNoStreaming, Problem{
+		Type: noDescription, Title: http.StatusText(http.StatusInternalServerError), Status: http.StatusInternalServerError, Code: "no_streaming", Retry: RetrySameKey,
+		Detail: "This operation is not set up rightly, and nothing was processed. Tell the operator of this service.",
+	}, DecisionRolledBack},
 	{ErrOrgMissing, Problem{
 		Type: noDescription, Title: http.StatusText(http.StatusUnauthorized), Status: http.StatusUnauthorized, Code: "org_missing", Retry: RetryCorrected,
 		Detail: "An Idempotency-Key is only honoured for an organisation. Authenticate with credentials of one.",

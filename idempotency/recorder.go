@@ -32,6 +32,7 @@ type recorder struct {
 	ctx      context.Context // the handler's
 	method   string
 	maxBytes int
+	held     bool // nothing may be sent before the outcome is stored, not even by Flush
 
 	mu        sync.Mutex
 	status    int         // final status, 0 until it is decided
@@ -42,15 +43,16 @@ type recorder struct {
 	truncated bool        // the body is not recorded whole: it outgrew the bound, or broke off
 	hijacked  bool
 	closed    bool
+	refused   bool // the handler tried to stream while held, and was not told that it failed
 }
 
-func newRecorder(ctx context.Context, w http.ResponseWriter, method string, maxBytes int) *recorder {
+func newRecorder(ctx context.Context, w http.ResponseWriter, method string, maxBytes int, held bool) *recorder {
 	outer := w.Header().Clone()
 	header := outer.Clone()
 	if header == nil {
 		header = make(http.Header)
 	}
-	return &recorder{w: w, outer: outer, header: header, ctx: ctx, method: method, maxBytes: maxBytes}
+	return &recorder{w: w, outer: outer, header: header, ctx: ctx, method: method, maxBytes: maxBytes, held: held}
 }
 
 // Header implements [http.ResponseWriter].
@@ -79,6 +81,10 @@ func (rec *recorder) WriteHeader(status int) {
 	rec.decide(status)
 	if status == http.StatusSwitchingProtocols {
 		rec.truncated = true // what follows on the connection is not HTTP
+		if rec.held {
+			rec.refused = true
+			return
+		}
 		rec.send()
 	}
 }
@@ -150,16 +156,20 @@ func (rec *recorder) prepare() error {
 	return nil
 }
 
-// record reports whether n more bytes are to be recorded. When they go past the
-// bound, what was held back is sent, and nothing is recorded any more.
+// record reports whether n more bytes are to be kept. When they go past the bound,
+// what was held back is sent, and nothing is kept any more, but by a response that
+// must be held back: it is kept whole, to be sent and not stored.
 func (rec *recorder) record(n int) bool {
 	if rec.truncated {
-		return false
+		return rec.held
 	}
 	if len(rec.body)+n <= rec.maxBytes {
 		return true
 	}
 	rec.truncated = true
+	if rec.held {
+		return true
+	}
 	rec.send()
 	rec.body = nil
 	return false
@@ -180,8 +190,15 @@ func (rec *recorder) send() {
 	}
 }
 
-// Flush implements [http.Flusher].
-func (rec *recorder) Flush() { _ = rec.FlushError() }
+// Flush implements [http.Flusher]. It cannot say that it failed, so a handler that
+// must not stream is failed for it.
+func (rec *recorder) Flush() {
+	if errors.Is(rec.FlushError(), ErrNoStreaming) {
+		rec.mu.Lock()
+		defer rec.mu.Unlock()
+		rec.refused = true
+	}
+}
 
 // FlushError sends what was held back and flushes it; from then on the response
 // streams. [http.ResponseController] calls it.
@@ -193,6 +210,8 @@ func (rec *recorder) FlushError() error {
 		return errHandlerDone
 	case rec.hijacked:
 		return http.ErrHijacked
+	case rec.held:
+		return ErrNoStreaming
 	}
 	if rec.status == 0 {
 		rec.decide(http.StatusOK)
@@ -214,8 +233,11 @@ func (rec *recorder) FlushError() error {
 func (rec *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	rec.mu.Lock()
 	defer rec.mu.Unlock()
-	if rec.closed {
+	switch {
+	case rec.closed:
 		return nil, nil, errHandlerDone
+	case rec.held:
+		return nil, nil, ErrNoStreaming
 	}
 	conn, rw, err := http.NewResponseController(rec.w).Hijack()
 	if err != nil {
@@ -279,6 +301,14 @@ func (rec *recorder) abandon() {
 	if !rec.sent && !rec.hijacked {
 		replaceHeaders(rec.w.Header(), rec.outer) // an informational response may have shown them
 	}
+}
+
+// triedToStream reports whether the handler flushed while it was held, without being told
+// that it failed.
+func (rec *recorder) triedToStream() bool {
+	rec.mu.Lock()
+	defer rec.mu.Unlock()
+	return rec.refused
 }
 
 // silent reports whether the handler has written nothing at all.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"math/rand/v2"
 	"net/http"
 	"slices"
 	"sync/atomic"
@@ -83,7 +84,7 @@ func (m *middleware) serveKeyed(w http.ResponseWriter, r *http.Request, lines []
 		x.refuse(ErrKeyInvalid, err)
 		return
 	}
-	if outer, ok := r.Context().Value(claimedKey{}).(claimed); ok && outer.orgID == orgID && outer.key == key {
+	if outer, ok := r.Context().Value(claimedKey{}).(claimed); ok && m.domain == "" && outer.domain == "" && outer.orgID == orgID && outer.key == key {
 		x.event = nil // the outer Require reports
 		m.next.ServeHTTP(w, r)
 		return
@@ -112,13 +113,21 @@ func (m *middleware) serveKeyed(w http.ResponseWriter, r *http.Request, lines []
 	})
 }
 
-// scoped puts the scope of [WithScope] in front of the key. The byte between them
-// can be in no key of a client, so that no key can be made to look scoped.
+// scoped puts the scope of [WithScope], and the domain where there is one, in front of
+// the key. The byte between them can be in no key of a client, so that no key can be
+// made to look scoped.
 func (m *middleware) scoped(key string, r *http.Request) string {
-	if m.scope == nil {
+	scope := ""
+	switch {
+	case m.scope != nil:
+		scope = m.scope(r)
+	case m.domain == "":
 		return key
 	}
-	sum := sha256.Sum256([]byte(m.scope(r)))
+	if m.domain != "" {
+		scope = m.domain + "\x00" + scope
+	}
+	sum := sha256.Sum256([]byte(scope))
 	return hex.EncodeToString(sum[:16]) + "\x1f" + key
 }
 
@@ -219,6 +228,9 @@ func (x *exchange) storeContext(timeout time.Duration) (context.Context, context
 	return context.WithTimeout(context.WithoutCancel(x.r.Context()), timeout)
 }
 
+// manyTries are as many as the store timeout allows.
+const manyTries = math.MaxInt
+
 // persist does one step with the store, at most tries times within the store
 // timeout, until it succeeds or fails for good. No try may use up the time of the
 // others: a connection that hangs is not the next one. It returns the last error,
@@ -249,10 +261,22 @@ func (x *exchange) persist(tries int, step func(context.Context) error) (err err
 // isFinal reports whether an error of the store is an answer, and not a fault that
 // may pass.
 func isFinal(err error) bool {
-	return errors.Is(err, ErrLeaseLost) || errors.Is(err, ErrStoreRefused) || errors.Is(err, tenancy.ErrUnknownTenant)
+	return errors.Is(err, ErrLeaseLost) || errors.Is(err, ErrRolledBack) || errors.Is(err, ErrStoreRefused) ||
+		errors.Is(err, tenancy.ErrUnknownTenant)
 }
 
+// serveClaiming claims the key and serves the request by what came of that: once,
+// unless a transaction met others, and the store says that it may run again.
 func (x *exchange) serveClaiming(body []byte, req ClaimRequest) {
+	const firstPause, maxPause = 4 * time.Millisecond, 128 * time.Millisecond
+	for pause := firstPause; x.serveOnce(body, req); pause = min(2*pause, maxPause) {
+		req.Rerun++
+		x.event.Reruns++
+		time.Sleep(rand.N(pause)) // so that those who met do not meet again
+	}
+}
+
+func (x *exchange) serveOnce(body []byte, req ClaimRequest) (again bool) {
 	asked := time.Now()
 	result, err := x.claim(req)
 	x.event.Claim = time.Since(asked)
@@ -260,16 +284,16 @@ func (x *exchange) serveClaiming(body []byte, req ClaimRequest) {
 		result, asked, err = x.await(req)
 		if err != nil && !errors.Is(err, tenancy.ErrUnknownTenant) {
 			x.refuse(ErrStoreUnavailable, err) // not even WithFailOpen runs beside an attempt in flight
-			return
+			return false
 		}
 	}
 	if err != nil {
 		x.serveUnclaimed(body, err)
-		return
+		return false
 	}
 	switch result.Outcome {
 	case OutcomeClaimed:
-		x.serveClaimed(body, req.Claim, result.Attempt, asked)
+		return x.serveClaimed(body, req.Claim, result, asked)
 	case OutcomeCompleted:
 		x.serveCompleted(result.Record)
 	case OutcomeInFlight:
@@ -284,6 +308,7 @@ func (x *exchange) serveClaiming(body []byte, req ClaimRequest) {
 	default:
 		x.serveUnclaimed(body, fmt.Errorf("%w: it answered with claim outcome %d", ErrStoreRefused, result.Outcome))
 	}
+	return false
 }
 
 // claim claims the key. A claim whose answer was lost is finished, by asking again
@@ -356,9 +381,11 @@ func (x *exchange) replay(rec *Record) {
 }
 
 // serveClaimed runs the handler under the claim, and sees to it that the claim
-// ends, however the handler does.
-func (x *exchange) serveClaimed(body []byte, c Claim, attempt int, asked time.Time) {
-	x.event.Attempt = attempt
+// ends, however the handler does. It reports whether the attempt was rolled back and
+// is to run again; then nothing has been sent.
+func (x *exchange) serveClaimed(body []byte, c Claim, result ClaimResult, asked time.Time) (again bool) {
+	x.event.Attempt = result.Attempt
+	inTx := result.Transaction != nil
 	ctx := x.r.Context()
 	if x.detached {
 		ctx = context.WithoutCancel(ctx)
@@ -367,15 +394,20 @@ func (x *exchange) serveClaimed(body []byte, c Claim, attempt int, asked time.Ti
 		x.release(c)
 		x.refuse(ErrNoOutcome, nil)
 		x.event.Decision = DecisionClientLeft
-		return
+		return false
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	// The lease is kept until the outcome is stored, and not just until there is one.
-	keeper := keepLease(context.WithoutCancel(ctx), x.store, c, asked, x.lease, x.storeTimeout, cancel)
-	defer keeper.stop()
-	rec := newRecorder(ctx, x.w, x.r.Method, x.maxResponseBytes)
+	if !inTx {
+		// The lease is kept until the outcome is stored, and not just until there is one.
+		keeper := keepLease(context.WithoutCancel(ctx), x.store, c, asked, x.lease, x.storeTimeout, cancel)
+		defer keeper.stop()
+	}
+	rec := newRecorder(ctx, x.w, x.r.Method, x.maxResponseBytes, inTx)
 
+	stepStore, _ := x.store.(StepStore)
+	kept := &steps{store: stepStore, claim: c, persist: x.persist}
+	defer kept.end()
 	started := time.Now()
 	returned := false
 	defer func() {
@@ -388,10 +420,11 @@ func (x *exchange) serveClaimed(body []byte, c Claim, attempt int, asked time.Ti
 		x.event.Decision = DecisionPanicked
 		x.release(c)
 	}()
-	r := x.request(withClaimed(ctx, claimed{c.OrgID, x.key, attempt}), body)
+	r := x.request(withClaimed(ctx, claimed{c.OrgID, x.domain, x.key, result.Attempt, result.Transaction, kept}), body)
 	defer removeUploads(r)
 	x.next.ServeHTTP(rec, r)
 	returned = true
+	kept.end()
 	x.event.Handler = time.Since(started)
 
 	if cause := context.Cause(ctx); cause != nil && rec.silent() {
@@ -399,16 +432,22 @@ func (x *exchange) serveClaimed(body []byte, c Claim, attempt int, asked time.Ti
 		x.release(c)
 		if errors.Is(cause, ErrLeaseLost) {
 			x.refuse(ErrLeaseLost, nil)
-			return
+			return false
 		}
 		x.refuse(ErrNoOutcome, nil)
-		return
+		return false
 	}
 	rec.close(ctx.Err() != nil || x.r.Context().Err() != nil)
+	if rec.triedToStream() {
+		rec.abandon()
+		x.release(c)
+		x.refuse(ErrNoStreaming, nil)
+		return false
+	}
 	// The handler may have had its effect: unless end gets to say otherwise, for
 	// the panic of a rule of the user's, this is what must be known.
 	x.event.Decision = DecisionCompleteFailed
-	x.end(c, rec)
+	return x.end(c, rec, inTx)
 }
 
 // removeUploads does for a copy of the request what net/http does for the request
@@ -420,17 +459,27 @@ func removeUploads(r *http.Request) {
 }
 
 // end stores the outcome of a handler that has returned, and only then sends its
-// response, if it was not sent already.
-func (x *exchange) end(c Claim, rec *recorder) {
+// response, if it was not sent already. It reports whether the attempt was rolled
+// back and is to run again.
+func (x *exchange) end(c Claim, rec *recorder, inTx bool) (again bool) {
 	x.event.Status = rec.status
 	if !rec.hijacked && !x.storable(rec.status) {
 		x.event.Decision = DecisionReleased
-		x.release(c)
+		if inTx {
+			x.event.Decision = DecisionRolledBack
+		}
+		if again := x.release(c); again {
+			rec.abandon()
+			return true
+		}
 		rec.finish()
-		return
+		return false
 	}
 	err := x.complete(c, x.record(c, rec))
 	switch {
+	case errors.Is(err, ErrRerun):
+		rec.abandon()
+		return true
 	case err == nil:
 		x.event.Decision = DecisionExecuted
 		if x.event.Attempt > 1 {
@@ -442,6 +491,14 @@ func (x *exchange) end(c Claim, rec *recorder) {
 		// be to tell two clients two stories.
 		rec.abandon()
 		x.refuse(ErrLeaseLost, err)
+	case inTx:
+		// What the handler did has gone with the transaction, and so must its response;
+		// or whether it was committed could not be found out, which a retry will.
+		rec.abandon()
+		x.refuse(ErrNotCommitted, err)
+		if !errors.Is(err, ErrRolledBack) {
+			x.event.Decision = DecisionCompleteFailed
+		}
 	default:
 		x.event.Err = err
 		if errors.Is(err, ErrLeaseLost) {
@@ -449,6 +506,7 @@ func (x *exchange) end(c Claim, rec *recorder) {
 		}
 		rec.finish()
 	}
+	return false
 }
 
 // record makes the record of a response.
@@ -468,18 +526,23 @@ func (x *exchange) record(c Claim, rec *recorder) *Record {
 func (x *exchange) complete(c Claim, record *Record) error {
 	started := time.Now()
 	defer func() { x.event.Complete = time.Since(started) }()
-	err, _ := x.persist(math.MaxInt, func(ctx context.Context) error { return x.store.Complete(ctx, c, record) })
+	err, _ := x.persist(manyTries, func(ctx context.Context) error { return x.store.Complete(ctx, c, record) })
 	return err
 }
 
 // release ends the claim without an outcome. That it could not is reported, and
-// ends by itself when the lease lapses.
-func (x *exchange) release(c Claim) {
+// ends by itself when the lease lapses. It reports whether the attempt came to nothing
+// only because of others beside it, and may run again.
+func (x *exchange) release(c Claim) (again bool) {
 	started := time.Now()
 	defer func() { x.event.Complete = time.Since(started) }()
 	err, unsure := x.persist(3, func(ctx context.Context) error { return x.store.Release(ctx, c) })
-	if unsure && errors.Is(err, ErrLeaseLost) {
-		return // an earlier try did it, and its answer was lost
+	switch {
+	case unsure && errors.Is(err, ErrLeaseLost): // an earlier try did it, and its answer was lost
+	case errors.Is(err, ErrRolledBack): // as it was to be
+		return errors.Is(err, ErrRerun)
+	default:
+		x.releaseErr = err
 	}
-	x.releaseErr = err
+	return false
 }

@@ -65,14 +65,23 @@ type LeaseStore interface {
 	// the response; the fingerprint and the times are those of the claim. It may
 	// be repeated after a fault. It returns an error that wraps [ErrLeaseLost],
 	// and changes nothing, when the record is no longer of c's token.
+	//
+	// Of an attempt in a transaction ([ClaimResult.Transaction]) it commits the
+	// transaction. An error that wraps [ErrRolledBack] says that nothing of the attempt
+	// has taken effect, and one that wraps [ErrRerun] as well that it may run again
+	// at once, under a claim to be made anew.
 	Complete(ctx context.Context, c Claim, rec *Record) error
 
 	// Release ends c without an outcome. After a first attempt the record is absent
 	// again. After a later one it stays in progress under a lease that has lapsed
 	// and a token that nobody has, so that the next attempt is counted on: what the
-	// first one did before it was interrupted is still unknown. It returns an error
-	// that wraps [ErrLeaseLost], and changes nothing, when the record is no longer
-	// of c's token or has been completed.
+	// first one did before it was interrupted is still unknown. So does, in a
+	// [StepStore], a first one that has steps, so that the next attempt finds them. It
+	// returns an error that wraps [ErrLeaseLost], and changes nothing, when the record
+	// is no longer of c's token or has been completed.
+	//
+	// An attempt in a transaction is rolled back. An error that wraps [ErrRerun] says
+	// that this was done, and that the attempt failed only because of others beside it.
 	Release(ctx context.Context, c Claim) error
 
 	// Extend moves the end of c's lease to the given time from now. It returns
@@ -94,6 +103,36 @@ type WatchStore interface {
 	//
 	// An error says that the store cannot watch at the moment; stop is then nil.
 	Watch(orgID uuid.UUID, key string) (ended <-chan struct{}, stop func(), err error)
+}
+
+// StepStore is a [LeaseStore] that keeps the results of steps ([Step]) for the attempts
+// after the one that stored them. [MemoryStore] and pgstore.Store are StepStores, and so
+// is what pgstore.Store.Transactional returns.
+//
+// A step belongs to one life of a key: to the record of one org_id, key and fingerprint,
+// from the first claim to the record's expiry, through take-overs, which move both on.
+// It is not seen under another fingerprint, nor by a claim of the key after the expiry,
+// nor after Put or Complete. A first attempt that is released leaves its record behind
+// exactly when that has steps: see Release.
+//
+// An attempt in a transaction ([ClaimResult.Transaction]) stores its steps at once and
+// beside the transaction, so that they outlive its end; they expire when the record of
+// that attempt would have.
+type StepStore interface {
+	LeaseStore
+
+	// LoadStep returns the result that is stored for the name in this life of c's key,
+	// by whichever attempt, or false when there is none. It returns an error that wraps
+	// [ErrLeaseLost] when c is not, or no longer, the attempt in progress. The result may
+	// be shared: the caller must not change it.
+	LoadStep(ctx context.Context, c Claim, name string) (result []byte, found bool, err error)
+
+	// SaveStep stores the result for the name, and returns the one that is stored then:
+	// the first that was saved, whoever saves another. So it may be repeated after a
+	// fault. It returns an error that wraps [ErrLeaseLost], and stores nothing, when c is
+	// not, or no longer, the attempt in progress; a step that is stored is seen by every
+	// later attempt. It does not keep the memory of result.
+	SaveStep(ctx context.Context, c Claim, name string, result []byte) (stored []byte, err error)
 }
 
 // Token is the fencing token of one attempt: 128 random bits that no other
@@ -130,6 +169,9 @@ type ClaimRequest struct {
 	TTL time.Duration
 	// Interrupted says what to do with a record in progress whose lease lapsed.
 	Interrupted InterruptedPolicy
+	// Rerun counts how often the attempt has run before and was rolled back with
+	// [ErrRerun].
+	Rerun int
 	// Await says that the caller watches the key ([WatchStore]) and will wait when
 	// it is in flight. Once such a claim has been answered with [OutcomeInFlight],
 	// the end of the attempt in flight is signalled. Other stores ignore it.
@@ -145,7 +187,8 @@ const (
 	Rerun InterruptedPolicy = iota
 	// Refuse leaves the record as it is until it expires, and answers that the
 	// outcome is unknown: for handlers whose effect must not happen twice and
-	// cannot be looked up.
+	// cannot be looked up. It does so, too, after an attempt that was released with
+	// steps, so it is not for handlers that call [Step] or [ChildKey].
 	Refuse
 )
 
@@ -172,9 +215,15 @@ const (
 type ClaimResult struct {
 	Outcome ClaimOutcome
 	// Attempt counts the attempts at the record, from 1, when the outcome is
-	// OutcomeClaimed. It is above 1 after a take-over of an interrupted attempt.
+	// OutcomeClaimed. It is above 1 after a take-over of an attempt that was
+	// interrupted, or released with steps.
 	Attempt int
 	// Record is the completed record when the outcome is
 	// OutcomeCompleted. It may be shared: the caller must not change it.
 	Record *Record
+	// Transaction is set where the attempt runs in a transaction of the store, in
+	// which what its handler does and its outcome take effect together or not at all.
+	// The handler's context leads to it by [Transaction]. Such a claim has no lease to be
+	// extended: it lasts as long as the transaction.
+	Transaction any
 }

@@ -19,3 +19,21 @@ SELECT pg_notify(@channel::text, @payload::text);
 -- name: BackendPID :one
 -- BackendPID returns the process ID of the server process that serves the connection.
 SELECT pg_backend_pid() AS pid;
+
+-- name: EnterTenant :one
+-- EnterTenant sets search_path for the transaction alone, and tries to take the lock of a
+-- key, which the transaction holds to its end. It tells when the transaction began, and
+-- in which server process.
+SELECT set_config('search_path', @search_path::text, true)::text AS search_path,
+       pg_try_advisory_xact_lock(@key_lock::bigint)::boolean AS locked,
+       now()::timestamptz AS began, pg_backend_pid()::integer AS pid;
+
+-- name: AwaitLock :exec
+-- AwaitLock waits for the lock of a key, and so for the end of the transaction that
+-- holds it.
+SELECT pg_advisory_xact_lock(@lock_key::bigint);
+
+-- name: JoinCommits :exec
+-- JoinCommits gives the transaction an ID, so that its commit waits for all that commits
+-- before it wait for: a standby that confirms them, say.
+SELECT pg_current_xact_id()::text AS xid;

@@ -33,3 +33,34 @@ SELECT (SELECT count(*) FROM deleted) AS deleted,
 SELECT count(*)
 FROM /*tenant.*/idempotency_records AS r
 WHERE r.expires_at <= now() AND (r.completed_at IS NOT NULL OR r.lease_until <= now());
+
+-- name: PurgeStepsBatch :one
+-- PurgeStepsBatch is PurgeBatch for steps. It waits for an hour longer than the steps
+-- live, so that a claim which takes a record over at its last moment has moved them on,
+-- and leaves those of an attempt in progress that outlives its record's expiry.
+WITH deleted AS (
+    DELETE FROM /*tenant.*/idempotency_steps AS d
+    WHERE d.ctid = ANY (ARRAY(
+        SELECT s.ctid
+        FROM /*tenant.*/idempotency_steps AS s
+        WHERE s.ctid >= format('(%s,0)', @first_page::bigint)::tid
+          AND s.ctid < format('(%s,0)', @end_page::bigint)::tid
+          AND s.expires_at <= now() - interval '1 hour'
+          AND NOT EXISTS (
+              SELECT 1
+              FROM /*tenant.*/idempotency_records AS r
+              WHERE r.org_id = s.org_id AND r.key = s.key AND r.completed_at IS NULL AND r.lease_until > now()
+          )
+        LIMIT @batch_rows
+        FOR UPDATE SKIP LOCKED
+    ))
+      AND d.expires_at <= now() - interval '1 hour'
+    RETURNING 1
+)
+SELECT (SELECT count(*) FROM deleted) AS deleted,
+       COALESCE((
+           SELECT ltrim(split_part(b.ctid::text, ',', 1), '(')::bigint
+           FROM /*tenant.*/idempotency_steps AS b
+           WHERE b.ctid >= format('(%s,0)', @end_page::bigint)::tid
+           LIMIT 1
+       ), -1)::bigint AS next_page;

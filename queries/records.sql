@@ -18,17 +18,27 @@ SELECT r.token, r.attempt, r.awaited, r.request_hash, r.created_at, r.expires_at
 FROM /*tenant.*/idempotency_records AS r
 WHERE r.org_id = @org_id AND r.key = @key;
 
--- name: ClaimTakeOver :execrows
+-- name: ClaimTakeOver :one
 -- ClaimTakeOver claims a record that has expired or whose lease has lapsed, if it
 -- is still as it was seen: the token is compared, and so are the deadlines, which
--- an extension or a completion may have changed under the same token.
-UPDATE /*tenant.*/idempotency_records AS r
-SET created_at = now(), expires_at = now() + @ttl::interval, lease_until = now() + @lease::interval,
-    completed_at = NULL, token = @token, attempt = @attempt, awaited = (r.awaited AND r.completed_at IS NULL),
-    response_status = NULL, response_kept = true, request_hash = @request_hash,
-    response_headers = NULL, response_body = NULL
-WHERE r.org_id = @org_id AND r.key = @key AND r.token = @seen_token
-  AND ((r.completed_at IS NULL AND r.lease_until <= now()) OR (r.completed_at IS NOT NULL AND r.expires_at <= now()));
+-- an extension or a completion may have changed under the same token. Steps that have
+-- not expired move on with it.
+WITH taken AS (
+    UPDATE /*tenant.*/idempotency_records AS r
+    SET created_at = now(), expires_at = now() + @ttl::interval, lease_until = now() + @lease::interval,
+        completed_at = NULL, token = @token, attempt = @attempt, awaited = (r.awaited AND r.completed_at IS NULL),
+        response_status = NULL, response_kept = true, request_hash = @request_hash,
+        response_headers = NULL, response_body = NULL
+    WHERE r.org_id = @org_id AND r.key = @key AND r.token = @seen_token
+      AND ((r.completed_at IS NULL AND r.lease_until <= now()) OR (r.completed_at IS NOT NULL AND r.expires_at <= now()))
+    RETURNING r.org_id, r.key, r.request_hash, r.created_at, r.expires_at
+), moved AS (
+    UPDATE /*tenant.*/idempotency_steps AS s
+    SET expires_at = t.expires_at
+    FROM taken AS t
+    WHERE s.org_id = t.org_id AND s.key = t.key AND s.request_hash = t.request_hash AND s.expires_at > t.created_at
+)
+SELECT count(*) FROM taken AS t;
 
 -- name: MarkAwaited :execrows
 -- MarkAwaited asks the attempt in progress to notify at its end. Of many who wait, one
@@ -48,17 +58,24 @@ WHERE r.org_id = @org_id AND r.key = @key AND r.token = @token
 RETURNING r.awaited;
 
 -- name: Release :one
--- Release removes the record of a first attempt that ends without an outcome.
+-- Release removes the record of a first attempt that ends without an outcome and
+-- without steps.
 DELETE FROM /*tenant.*/idempotency_records AS r
 WHERE r.org_id = @org_id AND r.key = @key AND r.token = @token AND r.completed_at IS NULL AND r.attempt = 1
+  AND NOT EXISTS (
+      SELECT 1
+      FROM /*tenant.*/idempotency_steps AS s
+      WHERE s.org_id = r.org_id AND s.key = r.key AND s.request_hash = r.request_hash AND s.expires_at > r.created_at
+  )
 RETURNING r.awaited;
 
--- name: ReleaseTakenOver :one
--- ReleaseTakenOver ends the lease of a later attempt that ends without an outcome,
--- and takes its token away. The record stays, so that attempts are counted on.
+-- name: ReleaseKept :one
+-- ReleaseKept ends the lease of any other attempt that ends without an outcome, and
+-- takes its token away. The record stays, so that attempts are counted on and the next
+-- one finds the steps.
 UPDATE /*tenant.*/idempotency_records AS r
 SET lease_until = now(), token = @spent_token
-WHERE r.org_id = @org_id AND r.key = @key AND r.token = @token AND r.completed_at IS NULL AND r.attempt > 1
+WHERE r.org_id = @org_id AND r.key = @key AND r.token = @token AND r.completed_at IS NULL
 RETURNING r.awaited;
 
 -- name: Extend :execrows
@@ -75,7 +92,12 @@ FROM /*tenant.*/idempotency_records AS r
 WHERE r.org_id = @org_id AND r.key = @key AND r.completed_at IS NOT NULL AND r.expires_at > now();
 
 -- name: PutRecord :exec
--- PutRecord writes a completed record whole, whatever was there.
+-- PutRecord writes a completed record whole, whatever was there. The steps of what was
+-- there end with it.
+WITH gone AS (
+    DELETE FROM /*tenant.*/idempotency_steps AS s
+    WHERE s.org_id = @org_id AND s.key = @key
+)
 INSERT INTO /*tenant.*/idempotency_records AS r (
     created_at, expires_at, lease_until, completed_at, token, org_id, attempt,
     response_status, response_kept, key, request_hash, response_headers, response_body
@@ -91,6 +113,34 @@ SET created_at = EXCLUDED.created_at, expires_at = EXCLUDED.expires_at, lease_un
     response_headers = EXCLUDED.response_headers, response_body = EXCLUDED.response_body;
 
 -- name: ClearRecords :execrows
--- ClearRecords deletes all records of a tenant.
+-- ClearRecords deletes all records of a tenant, and their steps.
+WITH gone AS (
+    DELETE FROM /*tenant.*/idempotency_steps AS s
+    WHERE s.org_id = @org_id
+)
 DELETE FROM /*tenant.*/idempotency_records AS r
 WHERE r.org_id = @org_id;
+
+-- name: DeleteSeen :execrows
+-- DeleteSeen makes room for the record of a transaction: it deletes one that has
+-- expired or whose lease has lapsed, if it is still as it was seen.
+DELETE FROM /*tenant.*/idempotency_records AS r
+WHERE r.org_id = @org_id AND r.key = @key AND r.token = @seen_token
+  AND ((r.completed_at IS NULL AND r.lease_until <= now()) OR (r.completed_at IS NOT NULL AND r.expires_at <= now()));
+
+-- name: InsertCompleted :exec
+-- InsertCompleted writes a completed record at the end of its transaction, in which
+-- now() is the time of the claim. It fails where there is a record.
+INSERT INTO /*tenant.*/idempotency_records AS r (
+    created_at, expires_at, lease_until, completed_at, token, org_id, attempt,
+    response_status, response_kept, key, request_hash, response_headers, response_body
+) VALUES (
+    now(), now() + @ttl::interval, now(), clock_timestamp(), @token, @org_id, @attempt,
+    @response_status::integer, @response_kept, @key, @request_hash, @response_headers, @response_body
+);
+
+-- name: CompletedBy :one
+-- CompletedBy tells whether a record was completed by the attempt with the token.
+SELECT (r.completed_at IS NOT NULL AND r.token = @token)::boolean AS completed
+FROM /*tenant.*/idempotency_records AS r
+WHERE r.org_id = @org_id AND r.key = @key;

@@ -14,6 +14,12 @@ type leaseTest struct {
 	run  func(*testing.T, *leaseFixture)
 }
 
+// stepTest is a test that every store that keeps steps must pass.
+type stepTest struct {
+	name string
+	run  func(*testing.T, *stepFixture)
+}
+
 // storeContract is what [TestStore] asks of every store.
 var storeContract = []plainTest{
 	// Records
@@ -77,6 +83,46 @@ var storeLeaseContract = []leaseTest{
 
 	// Waiting
 	{"Watch", testWatch},
+}
+
+// notInTransactions are the tests that [WithTransactions] leaves out.
+var notInTransactions = map[string]bool{
+	// Nothing is sent before the commit, and nothing known.
+	"MismatchInFlight": true, "WaitTimesOut": true, "ProblemDetails": true,
+	"HijackedResponse": true, "ResponseController": true,
+	"StreamedResponse": true, "FlushBeforeBody": true, "StreamedPastTheBound": true, "StreamBrokenOff": true,
+	// An attempt has no lease; it ends with its transaction.
+	"LeaseIsExtended": true, "LeaseKeptToTheEnd": true, "LostLeaseCancelsHandler": true, "LeaseLostAtRelease": true,
+	"TakeOver": true, "TakeOverThatFails": true, "InterruptedRefused": true, "WaitTakesOver": true,
+	// What is not committed has not happened, and its response is not sent.
+	"StoreDownAtCompletion": true, "StoreDownAtRelease": true, "ClaimAnswerLost": true,
+	"Watch": true,
+}
+
+// stepContract is what [TestStore] asks of a store that keeps steps as well.
+var stepContract = []stepTest{
+	{"StepSavedIsLoaded", testStepSavedIsLoaded},
+	{"StepTakesACopy", testStepTakesACopy},
+	{"StepOfTheFirstStays", testStepOfTheFirstStays},
+	{"StepsSeeCancelledContext", testStepsSeeCancelledContext},
+
+	// The attempts of one life, and whose they are not
+	{"StepIsSeenAfterTakeOver", testStepIsSeenAfterTakeOver},
+	{"StepsMoveOnWithTheRecord", testStepsMoveOnWithTheRecord},
+	{"StepsEndWithTheRecord", testStepsEndWithTheRecord},
+	{"StepsEndWithAPut", testStepsEndWithAPut},
+	{"StepsOfAnotherFingerprint", testStepsOfAnotherFingerprint},
+	{"StepsOfTenantsAndKeysNeverMeet", testStepsOfTenantsAndKeysNeverMeet},
+
+	// The fencing token
+	{"StaleTokenHasNoSteps", testStaleTokenHasNoSteps},
+	{"CompletedRecordTakesNoSteps", testCompletedRecordTakesNoSteps},
+	{"ReleaseKeepsSteps", testReleaseKeepsSteps},
+
+	// Concurrency
+	{"ConcurrentSavesHaveOneWinner", testConcurrentSavesHaveOneWinner},
+	{"ConcurrentSaveAndTakeOver", testConcurrentSaveAndTakeOver},
+	{"ConcurrentSaveAndRelease", testConcurrentSaveAndRelease},
 }
 
 // contract is what [TestMiddleware] asks over every store.

@@ -20,9 +20,18 @@ func names(tests []plainTest, leaseTests []leaseTest) (names []string) {
 	return names
 }
 
+// storeNames returns the names of the tests of [TestStore].
+func storeNames() []string {
+	names := names(storeContract, storeLeaseContract)
+	for _, test := range stepContract {
+		names = append(names, test.name)
+	}
+	return names
+}
+
 func TestNamesAreUnique(t *testing.T) {
 	t.Parallel()
-	for _, of := range [][]string{names(contract, leaseContract), names(storeContract, storeLeaseContract)} {
+	for _, of := range [][]string{names(contract, leaseContract), storeNames()} {
 		slices.Sort(of)
 		for i := range len(of) - 1 {
 			if of[i] == of[i+1] {
@@ -71,7 +80,7 @@ func contractFaults(rows []string) (faults []string) {
 			faults = append(faults, fmt.Sprintf("the table does not name %s", name))
 		}
 	}
-	known = append(known, names(storeContract, storeLeaseContract)...)
+	known = append(known, storeNames()...)
 	for _, name := range rows {
 		if !slices.Contains(known, name) {
 			faults = append(faults, fmt.Sprintf("the table names %s, and there is no such test", name))

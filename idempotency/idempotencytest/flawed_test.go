@@ -41,6 +41,7 @@ type row struct {
 	attempt    int
 	leaseUntil time.Time
 	completed  bool
+	steps      map[string][]byte
 	rec        *idempotency.Record
 }
 
@@ -165,7 +166,11 @@ func (s *flawedStore) Put(ctx context.Context, rec *idempotency.Record) error {
 			rec.Tombstone = rec.Tombstone || old.rec.Tombstone
 		}
 	}
-	s.rows[at] = &row{token: token, attempt: 1, completed: true, rec: s.stored(rec)}
+	var steps map[string][]byte
+	if old, ok := s.rows[at]; ok && s.flaw == "steps outlive a Put" {
+		steps = old.steps
+	}
+	s.rows[at] = &row{token: token, attempt: 1, completed: true, steps: steps, rec: s.stored(rec)}
 	return nil
 }
 

@@ -42,8 +42,12 @@ func (s *flawedStore) Claim(ctx context.Context, req idempotency.ClaimRequest) (
 		s.meetAnother()
 		s.mu.Lock()
 	}
+	var steps map[string][]byte
+	if found {
+		steps = s.inherited(r, !s.absent(r) || s.flaw == "steps outlive a Put")
+	}
 	s.rows[at] = &row{
-		token: req.Token, attempt: attempt, leaseUntil: s.Now().Add(s.leaseOf(req)),
+		token: req.Token, attempt: attempt, steps: steps, leaseUntil: s.Now().Add(s.leaseOf(req)),
 		completed: found && r.completed && s.flaw == "a claim of an expired record leaves it completed",
 		rec: &idempotency.Record{
 			OrgID: req.OrgID, Key: req.Key, RequestHash: req.RequestHash,

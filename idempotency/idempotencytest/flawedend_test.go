@@ -80,7 +80,7 @@ func (s *flawedStore) Release(ctx context.Context, c idempotency.Claim) error {
 		case s.flaw == "Release does nothing":
 		case s.flaw == "Release of a first attempt only ends its lease":
 			r.leaseUntil, r.token = s.Now(), idempotency.NewToken()
-		case r.attempt > 1 && s.flaw != "Release after a take-over forgets the attempts":
+		case r.attempt > 1 && s.flaw != "Release after a take-over forgets the attempts", s.keeps(r):
 			if s.flaw != "Release after a take-over leaves the lease" {
 				r.leaseUntil = s.Now()
 			}

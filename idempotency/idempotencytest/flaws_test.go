@@ -124,6 +124,24 @@ var flawsOfStores = []catch{
 	{"Extend of a completed record succeeds", []string{"CompletedRecordIsNotReleased"}},
 	{"Extend ignores its context", []string{"ClaimsSeeCancelledContext"}},
 
+	// Steps
+	{"token not checked at LoadStep", []string{"StaleTokenHasNoSteps"}},
+	{"token not checked at SaveStep", []string{"StaleTokenHasNoSteps"}},
+	{"a completed record takes steps", []string{"CompletedRecordTakesNoSteps"}},
+	{"steps ignore the org", []string{"StepsOfTenantsAndKeysNeverMeet"}},
+	{"step names trimmed", []string{"StepSavedIsLoaded"}},
+	{"LoadStep ignores its context", []string{"StepsSeeCancelledContext"}},
+	{"SaveStep ignores its context", []string{"StepsSeeCancelledContext"}},
+	{"SaveStep looks and then writes", []string{"ConcurrentSavesHaveOneWinner", "ConcurrentSaveAndTakeOver"}},
+	{"SaveStep returns what it was given", []string{"StepOfTheFirstStays"}},
+	{"the last step saved wins", []string{"StepOfTheFirstStays"}},
+	{"SaveStep keeps the caller's result", []string{"StepTakesACopy"}},
+	{"a take-over loses the steps", []string{"StepIsSeenAfterTakeOver"}},
+	{"steps keep their first expiry", []string{"StepsMoveOnWithTheRecord"}},
+	{"steps outlive their record", []string{"StepsEndWithTheRecord", "StepsOfAnotherFingerprint"}},
+	{"steps outlive a Put", []string{"StepsEndWithAPut"}},
+	{"Release forgets the steps", []string{"ReleaseKeepsSteps", "ConcurrentSaveAndRelease"}},
+
 	{"ErrLeaseLost not wrapped", []string{"StaleTokenChangesNothing", "CompletedRecordIsNotReleased"}},
 }
 

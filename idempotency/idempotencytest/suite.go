@@ -10,10 +10,12 @@ import (
 )
 
 // TestStore runs the contract of [idempotency.Store] against the stores that
-// newStore returns, each in a test of its own, and the contract of
-// [idempotency.LeaseStore] if they implement it.
+// newStore returns, each in a test of its own, and the contracts of
+// [idempotency.LeaseStore] and [idempotency.StepStore] if they implement them.
 func TestStore(t *testing.T, newStore func(t testing.TB) idempotency.Store, opts ...Option) {
-	newSuite(newStore, opts).run(t, storeContract, storeLeaseContract)
+	s := newSuite(newStore, opts)
+	s.run(t, storeContract, storeLeaseContract)
+	s.runSteps(t, stepContract)
 }
 
 // TestMiddleware runs the contract between [idempotency.Require] and its clients,
@@ -46,11 +48,21 @@ func WithHTTP2() Option {
 	return func(s *suite) { s.http2 = true }
 }
 
+// WithTransactions tells [TestMiddleware] that attempts run in transactions of the store
+// ([idempotency.ClaimResult.Transaction]). It then leaves out what is not for them:
+// responses that stream, leases that lapse, and faults that a transaction meets in
+// another way.
+func WithTransactions() Option {
+	return func(s *suite) { s.transactions = true }
+}
+
 type suite struct {
 	newStore  func(t testing.TB) idempotency.Store
 	newTenant func(t testing.TB, store idempotency.Store) uuid.UUID
 	advance   func(t testing.TB, store idempotency.Store, d time.Duration)
 	http2     bool
+
+	transactions bool
 }
 
 func newSuite(newStore func(t testing.TB) idempotency.Store, opts []Option) *suite {
@@ -68,6 +80,9 @@ func newSuite(newStore func(t testing.TB) idempotency.Store, opts []Option) *sui
 // those about leases, each on a fixture of its own.
 func (s *suite) run(t *testing.T, tests []plainTest, leaseTests []leaseTest) {
 	for _, test := range tests {
+		if s.transactions && notInTransactions[test.name] {
+			continue
+		}
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			test.run(t, s.fixture(t))
@@ -77,10 +92,28 @@ func (s *suite) run(t *testing.T, tests []plainTest, leaseTests []leaseTest) {
 		return
 	}
 	for _, test := range leaseTests {
+		if s.transactions && notInTransactions[test.name] {
+			continue
+		}
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			f := s.fixture(t)
 			test.run(t, &leaseFixture{fixture: f, leases: f.store.(idempotency.LeaseStore)})
+		})
+	}
+}
+
+// runSteps runs the tests that stores which keep steps must pass, on such a store.
+func (s *suite) runSteps(t *testing.T, tests []stepTest) {
+	if _, ok := s.newStore(t).(idempotency.StepStore); !ok {
+		return
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			f := s.fixture(t)
+			steps := f.store.(idempotency.StepStore)
+			test.run(t, &stepFixture{leaseFixture: &leaseFixture{fixture: f, leases: steps}, steps: steps})
 		})
 	}
 }

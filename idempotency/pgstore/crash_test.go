@@ -100,11 +100,12 @@ func TestFiftyDuplicates(t *testing.T) {
 const (
 	crashURL   = "PGIDEM_CRASH_TEST_DATABASE_URL"
 	crashOrg   = "PGIDEM_CRASH_TEST_ORG"
+	crashTx    = "PGIDEM_CRASH_TEST_TRANSACTIONS"
 	crashLease = 2 * time.Second
 )
 
-// TestCrashingService is the service that TestKilledProcessIsTakenOver starts and
-// kills. By itself it does nothing.
+// TestCrashingService is the service that the tests below start and kill. By itself it
+// does nothing.
 func TestCrashingService(t *testing.T) {
 	url := os.Getenv(crashURL)
 	if url == "" {
@@ -115,31 +116,33 @@ func TestCrashingService(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer pool.Close()
-	handler := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+	var store idempotency.Store = storetest.NewStore(t, pool)
+	if os.Getenv(crashTx) != "" {
+		store = storetest.NewStore(t, pool).Transactional()
+	}
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if os.Getenv(crashTx) != "" && pay(t, w, r) == nil {
+			return
+		}
 		fmt.Println("running")
 		select {} // until the process is killed
 	})
 	server := httptest.NewServer(withOrg(uuid.MustParse(os.Getenv(crashOrg)),
-		idempotency.Require(storetest.NewStore(t, pool), idempotency.WithLease(crashLease))(handler)))
+		idempotency.Require(store, idempotency.WithLease(crashLease))(handler)))
 	fmt.Println("serving", server.URL)
 	select {}
 }
 
-// TestKilledProcessIsTakenOver kills a service with SIGKILL while its handler
-// runs: until the lease lapses a retry is refused, then it takes over, and what
-// the dead process might still have in its hands can change nothing any more.
-func TestKilledProcessIsTakenOver(t *testing.T) {
-	t.Parallel()
-	pool := pgtest.NewPool(t)
-	org := storetest.NewTenant(t, pool)
-	schema := storetest.SchemaOf(t, org).Quoted()
-
+// startVictim starts a process with the service, sends it a request with the key "key",
+// and returns when its handler runs. The function that it returns kills the process.
+func startVictim(t *testing.T, pool *pgxpool.Pool, org uuid.UUID, env ...string) (killed func()) {
+	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), exe, "-test.run=^TestCrashingService$")
-	cmd.Env = append(os.Environ(), crashURL+"="+pool.Config().ConnString(), crashOrg+"="+org.String())
+	cmd.Env = append(append(os.Environ(), crashURL+"="+pool.Config().ConnString(), crashOrg+"="+org.String()), env...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -148,11 +151,11 @@ func TestKilledProcessIsTakenOver(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	killed := sync.OnceFunc(func() {
+	killed = sync.OnceFunc(func() {
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
-	defer killed()
+	t.Cleanup(killed)
 	lines := bufio.NewScanner(out)
 	await := func(prefix string) string {
 		for lines.Scan() {
@@ -166,6 +169,45 @@ func TestKilledProcessIsTakenOver(t *testing.T) {
 	victim := await("serving ")
 	go post(t.Context(), http.DefaultClient, victim, "key") // never answered
 	await("running")
+	return killed
+}
+
+// TestKilledProcessLeavesNoTransaction kills a service with SIGKILL after its handler has
+// written in its transaction: nothing is left of it, and a retry runs without waiting for
+// any lease, as the first attempt.
+func TestKilledProcessLeavesNoTransaction(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	b := newBank(t, pool, func(w http.ResponseWriter, r *http.Request) {
+		if pay(t, w, r) != nil {
+			n, _ := idempotency.Attempt(r.Context())
+			fmt.Fprint(w, "paid by attempt ", n)
+		}
+	}, nil)
+	killed := startVictim(t, pool, b.org, crashTx+"=yes")
+	b.want(t, "key", http.StatusConflict, "in_flight")
+	killed()
+	eventually(t, "the server to notice", func() bool {
+		status, body := b.send(t, "key")
+		if status != http.StatusConflict && (status != http.StatusOK || body != "paid by attempt 1") {
+			t.Fatalf("%d %s", status, body)
+		}
+		return status == http.StatusOK
+	})
+	b.wantPayments(t, "key", 1)
+}
+
+// TestKilledProcessIsTakenOver kills a service with SIGKILL while its handler
+// runs: until the lease lapses a retry is refused, then it takes over, and what
+// the dead process might still have in its hands can change nothing any more.
+func TestKilledProcessIsTakenOver(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	org := storetest.NewTenant(t, pool)
+	schema := storetest.SchemaOf(t, org).Quoted()
+
+	killed := startVictim(t, pool, org)
+	defer killed()
 
 	// The dead process's token, as if it were only paused: this is what a process
 	// would still send that wakes up after its lease.

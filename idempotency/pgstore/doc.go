@@ -27,6 +27,13 @@
 // DefaultQueryExecMode to pgx.QueryExecModeExec, or use PgBouncer 1.21 or newer
 // with max_prepared_statements).
 //
+// # Transactions
+//
+// [Store.Transactional] lets each handler run in a transaction of its tenant, in which
+// its own writes and the stored response are committed together; [Tx] is the handler's
+// way to it. A claim is one round trip there as well, and so are record and commit
+// together. Each running request then holds a connection.
+//
 // # Purging
 //
 // Expired records are deleted by [Purge], which cmd/idem-janitor runs over all

@@ -29,13 +29,13 @@ func translate(step string, orgID uuid.UUID, err error) error {
 	if err == nil {
 		return nil
 	}
-	if isMissing(err) {
-		return fmt.Errorf("pgstore: %s for org %s: %w: its schema has no table of records; run migrations.Up on it: %w",
-			step, orgID, tenancy.ErrUnknownTenant, err)
-	}
 	if isOutdated(err) {
 		return fmt.Errorf("pgstore: %s for org %s: %w: its schema is older than this version of pgidem; run migrations.Up on it: %w",
 			step, orgID, idempotency.ErrStoreRefused, err)
+	}
+	if isMissing(err) {
+		return fmt.Errorf("pgstore: %s for org %s: %w: its schema does not hold the tables; run migrations.Up on it: %w",
+			step, orgID, tenancy.ErrUnknownTenant, err)
 	}
 	if isRefusal(err) {
 		return fmt.Errorf("pgstore: %s for org %s: %w: %w", step, orgID, idempotency.ErrStoreRefused, err)
@@ -69,6 +69,9 @@ func isSerializationFailure(err error) bool {
 
 // translateSchema is translate for what concerns a schema as a whole.
 func translateSchema(step string, schema tenancy.Schema, err error) error {
+	if errors.Is(err, errOutdated) {
+		return fmt.Errorf("pgstore: %s in schema %s: it is older than this version of pgidem; run migrations.Up on it: %w", step, schema, err)
+	}
 	if isMissing(err) {
 		return fmt.Errorf("pgstore: %s in schema %s: %w: it has no table of records: %w", step, schema, tenancy.ErrUnknownTenant, err)
 	}
@@ -76,10 +79,21 @@ func translateSchema(step string, schema tenancy.Schema, err error) error {
 }
 
 // isOutdated reports whether a statement met a table without a column that a later
-// migration adds.
+// migration adds, or lacked a table that one makes.
 func isOutdated(err error) bool {
 	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && pgErr.Code == codeUndefinedColumn
+	return errors.Is(err, errOutdated) || errors.As(err, &pgErr) && pgErr.Code == codeUndefinedColumn
+}
+
+var errOutdated = errors.New("no table of steps")
+
+// asOutdated marks the error of a statement that met no table where one before it had met
+// the table of records: what is missing is a table of a later migration.
+func asOutdated(err error) error {
+	if isMissing(err) {
+		return fmt.Errorf("%w: %w", errOutdated, err)
+	}
+	return err
 }
 
 // isMissing reports whether a statement met no schema or no table.

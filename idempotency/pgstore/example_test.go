@@ -169,3 +169,70 @@ func ExampleWithListenConfig() {
 	fmt.Println("ready")
 	// Output: ready
 }
+
+// The payment and the stored response are committed together: a request that is sent
+// twice, or whose service is killed anywhere, makes one payment.
+func ExampleStore_Transactional() {
+	ctx := context.Background()
+	server, err := pgtest.Start(ctx)
+	if err != nil {
+		panic(err)
+	}
+	defer server.Stop()
+	databaseURL, _, err := server.CreateDatabase(ctx)
+	if err != nil {
+		panic(err)
+	}
+	org := uuid.MustParse("6f1c2f6e-0d5a-4c8e-9f5e-2f0a3c1d7b42")
+	tenants, err := tenancy.PerOrg("tenant_")
+	if err != nil {
+		panic(err)
+	}
+	schema, err := tenants.Schema(ctx, org)
+	if err != nil {
+		panic(err)
+	}
+	if err := migrations.Up(ctx, databaseURL, schema); err != nil {
+		panic(err)
+	}
+	pool, err := pgxpool.New(ctx, databaseURL)
+	if err != nil {
+		panic(err)
+	}
+	defer pool.Close()
+	if _, err := pool.Exec(ctx, "CREATE TABLE "+schema.Quoted()+".payments (amount int)"); err != nil {
+		panic(err)
+	}
+
+	store, err := pgstore.New(pool, tenants)
+	if err != nil {
+		panic(err)
+	}
+	idempotent := idempotency.Require(store.Transactional())
+	handler := idempotent(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		tx, ok := pgstore.Tx(r.Context()) // search_path is the tenant's schema
+		if !ok {
+			http.Error(w, "no key", http.StatusBadRequest)
+			return
+		}
+		if _, err := tx.Exec(r.Context(), "INSERT INTO payments (amount) VALUES ($1)", 1200); err != nil {
+			http.Error(w, "no payment", http.StatusInternalServerError) // rolls back
+			return
+		}
+		w.WriteHeader(http.StatusCreated)
+	}))
+	for range 2 {
+		r := httptest.NewRequest(http.MethodPost, "/v1/payments", nil)
+		r.Header.Set("Idempotency-Key", "8e03978e-40d5-43e8-bc93-6894a57f9324")
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, r.WithContext(tenancy.WithOrgID(r.Context(), org)))
+		var payments int
+		if err := pool.QueryRow(ctx, "SELECT count(*) FROM "+schema.Quoted()+".payments").Scan(&payments); err != nil {
+			panic(err)
+		}
+		fmt.Println(w.Code, payments, "payment")
+	}
+	// Output:
+	// 201 1 payment
+	// 201 1 payment
+}

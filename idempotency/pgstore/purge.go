@@ -47,14 +47,15 @@ type PurgeOptions struct {
 }
 
 // Purge deletes the expired records of one schema in small transactions, and
-// returns how many it deleted, also along with an error. It walks the table from
-// its beginning to its end and needs no index on the expiry. The role needs SELECT,
-// UPDATE (to lock what it looks at) and DELETE on the table.
+// returns how many it deleted, also along with an error. Then it deletes the steps that
+// expired more than an hour ago, and does not count them. It walks both tables from
+// their beginning to their end and needs no index on the expiry. The role needs SELECT,
+// UPDATE (to lock what it looks at) and DELETE on the tables.
 //
 // It may run beside anything, other purges included: a record that is claimed
 // again at that moment is never deleted, and no claim waits for longer than one
 // statement takes. When ctx ends, Purge stops after the statement under way and
-// returns ctx's error. A schema without the table gives an error that wraps
+// returns ctx's error. A schema without the table of records gives an error that wraps
 // [tenancy.ErrUnknownTenant].
 func Purge(ctx context.Context, q Querier, schema tenancy.Schema, opts PurgeOptions) (deleted int64, err error) {
 	if opts.Batch < 0 || opts.Batch > 1_000_000 {
@@ -65,11 +66,27 @@ func Purge(ctx context.Context, q Querier, schema tenancy.Schema, opts PurgeOpti
 	}
 	var texts db.Texts
 	queries := db.New(texts.Bind(q, schema.Quoted()))
+	deleted, err = purgeTable(ctx, schema, opts, func(ctx context.Context, window db.PurgeBatchParams) (db.PurgeBatchRow, error) {
+		return queries.PurgeBatch(ctx, window)
+	})
+	if err != nil {
+		return deleted, err
+	}
+	opts.Progress = nil // which is told of records
+	_, err = purgeTable(ctx, schema, opts, func(ctx context.Context, window db.PurgeBatchParams) (db.PurgeBatchRow, error) {
+		row, err := queries.PurgeStepsBatch(ctx, db.PurgeStepsBatchParams(window))
+		return db.PurgeBatchRow(row), asOutdated(err)
+	})
+	return deleted, err
+}
+
+// purgeTable walks one table, window by window.
+func purgeTable(ctx context.Context, schema tenancy.Schema, opts PurgeOptions, purge func(context.Context, db.PurgeBatchParams) (db.PurgeBatchRow, error)) (deleted int64, err error) {
 	for page, conflicts := int64(0), 0; ; {
 		if err := ctx.Err(); err != nil {
 			return deleted, err
 		}
-		row, err := queries.PurgeBatch(ctx, db.PurgeBatchParams{
+		row, err := purge(ctx, db.PurgeBatchParams{
 			FirstPage: page, EndPage: page + purgeWindow, BatchRows: int32(opts.Batch),
 		})
 		if isSerializationFailure(err) && conflicts < maxPurgeConflicts {

@@ -15,7 +15,7 @@ import (
 	"github.com/pgidem/pgidem/tenancy"
 )
 
-// Store is an [idempotency.WatchStore] in PostgreSQL. Make one with [New]; it is
+// Store is an [idempotency.WatchStore] and an [idempotency.StepStore] in PostgreSQL. Make one with [New]; it is
 // safe for concurrent use.
 //
 // Its methods return errors that wrap [tenancy.ErrUnknownTenant] for a tenant that
@@ -27,7 +27,10 @@ type Store struct {
 	listener listener
 }
 
-var _ idempotency.WatchStore = (*Store)(nil)
+var (
+	_ idempotency.WatchStore = (*Store)(nil)
+	_ idempotency.StepStore  = (*Store)(nil)
+)
 
 // Option changes how a [Store] works.
 type Option func(*Store) error
@@ -128,44 +131,53 @@ func (s *Store) tryClaim(ctx context.Context, tenant db.Tenant, req idempotency.
 		return idempotency.ClaimResult{}, true, nil
 	}
 
-	attempt := int32(1)
-	lapsed := !row.Completed && row.Lapsed
-	if absent := row.Expired && (row.Completed || row.Lapsed); !absent {
-		switch {
-		case row.Token == uuid.UUID(req.Token) && !row.Completed: // ours: the answer to an earlier try was lost
-			return idempotency.ClaimResult{Outcome: idempotency.OutcomeClaimed, Attempt: int(row.Attempt)}, false, nil
-		// The fingerprint comes before a take-over: a request that may not have
-		// the record must not touch it.
-		case decodeHash(row.RequestHash) != req.RequestHash:
-			return idempotency.ClaimResult{Outcome: idempotency.OutcomeMismatch}, false, nil
-		case row.Completed:
-			rec, err := completedRecord(req.OrgID, req.Key, db.GetRecordRow{
-				RequestHash: row.RequestHash, CreatedAt: row.CreatedAt, ExpiresAt: row.ExpiresAt,
-				ResponseStatus: row.ResponseStatus, ResponseKept: row.ResponseKept,
-				ResponseHeaders: row.ResponseHeaders, ResponseBody: row.ResponseBody,
-			})
-			if err != nil { // completed, and so not to be run again, though not to be read
-				rec = &idempotency.Record{OrgID: req.OrgID, Key: req.Key, ResponseStatus: int(*row.ResponseStatus), Tombstone: true}
-			}
-			return idempotency.ClaimResult{Outcome: idempotency.OutcomeCompleted, Record: rec}, false, nil
-		case !lapsed && req.Await && !row.Awaited:
-			n, err := db.New(tenant).MarkAwaited(ctx, db.MarkAwaitedParams{OrgID: req.OrgID, Key: req.Key})
-			return idempotency.ClaimResult{Outcome: idempotency.OutcomeInFlight}, err == nil && n == 0, err
-		case !lapsed:
-			return idempotency.ClaimResult{Outcome: idempotency.OutcomeInFlight}, false, nil
-		case req.Interrupted == idempotency.Refuse:
-			return idempotency.ClaimResult{Outcome: idempotency.OutcomeInterrupted}, false, nil
-		}
-		attempt = row.Attempt + 1
+	result, attempt := judge(req, row)
+	switch {
+	case result.Outcome == idempotency.OutcomeInFlight && req.Await && !row.Awaited:
+		n, err := db.New(tenant).MarkAwaited(ctx, db.MarkAwaitedParams{OrgID: req.OrgID, Key: req.Key})
+		return result, err == nil && n == 0, err
+	case result.Outcome != 0:
+		return result, false, nil
 	}
 	n, err := db.New(tenant).ClaimTakeOver(ctx, db.ClaimTakeOverParams{
 		Ttl: req.TTL, Lease: req.Lease, Token: uuid.UUID(req.Token), Attempt: attempt,
 		RequestHash: requestHash, OrgID: req.OrgID, Key: req.Key, SeenToken: row.Token,
 	})
 	if err != nil || n == 0 {
-		return idempotency.ClaimResult{}, err == nil, err
+		return idempotency.ClaimResult{}, err == nil, asOutdated(err)
 	}
 	return idempotency.ClaimResult{Outcome: idempotency.OutcomeClaimed, Attempt: int(attempt)}, false, nil
+}
+
+// judge says what a claim comes to that has met a record. An outcome of zero means
+// that the record may be taken over, by the attempt of the returned number.
+func judge(req idempotency.ClaimRequest, row db.ClaimSelectRow) (result idempotency.ClaimResult, attempt int32) {
+	if row.Expired && (row.Completed || row.Lapsed) { // it counts as absent
+		return idempotency.ClaimResult{}, 1
+	}
+	switch {
+	case row.Token == uuid.UUID(req.Token) && !row.Completed: // ours: the answer to an earlier try was lost
+		return idempotency.ClaimResult{Outcome: idempotency.OutcomeClaimed, Attempt: int(row.Attempt)}, 0
+	// The fingerprint comes before a take-over: a request that may not have
+	// the record must not touch it.
+	case decodeHash(row.RequestHash) != req.RequestHash:
+		return idempotency.ClaimResult{Outcome: idempotency.OutcomeMismatch}, 0
+	case row.Completed:
+		rec, err := completedRecord(req.OrgID, req.Key, db.GetRecordRow{
+			RequestHash: row.RequestHash, CreatedAt: row.CreatedAt, ExpiresAt: row.ExpiresAt,
+			ResponseStatus: row.ResponseStatus, ResponseKept: row.ResponseKept,
+			ResponseHeaders: row.ResponseHeaders, ResponseBody: row.ResponseBody,
+		})
+		if err != nil { // completed, and so not to be run again, though not to be read
+			rec = &idempotency.Record{OrgID: req.OrgID, Key: req.Key, ResponseStatus: int(*row.ResponseStatus), Tombstone: true}
+		}
+		return idempotency.ClaimResult{Outcome: idempotency.OutcomeCompleted, Record: rec}, 0
+	case !row.Lapsed:
+		return idempotency.ClaimResult{Outcome: idempotency.OutcomeInFlight}, 0
+	case req.Interrupted == idempotency.Refuse:
+		return idempotency.ClaimResult{Outcome: idempotency.OutcomeInterrupted}, 0
+	}
+	return idempotency.ClaimResult{}, row.Attempt + 1
 }
 
 // Complete implements [idempotency.LeaseStore].
@@ -191,7 +203,7 @@ func (s *Store) Release(ctx context.Context, c idempotency.Claim) error {
 	queries := db.New(tenant)
 	awaited, err := queries.Release(ctx, db.ReleaseParams{OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token)})
 	if errors.Is(err, pgx.ErrNoRows) {
-		awaited, err = queries.ReleaseTakenOver(ctx, db.ReleaseTakenOverParams{
+		awaited, err = queries.ReleaseKept(ctx, db.ReleaseKeptParams{
 			SpentToken: uuid.UUID(idempotency.NewToken()), OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token),
 		})
 	}

@@ -10,6 +10,17 @@ import (
 	"time"
 )
 
+const awaitLock = `-- name: AwaitLock :exec
+SELECT pg_advisory_xact_lock($1::bigint)
+`
+
+// AwaitLock waits for the lock of a key, and so for the end of the transaction that
+// holds it.
+func (q *Queries) AwaitLock(ctx context.Context, lockKey int64) error {
+	_, err := q.db.Exec(ctx, awaitLock, lockKey)
+	return err
+}
+
 const backendPID = `-- name: BackendPID :one
 SELECT pg_backend_pid() AS pid
 `
@@ -32,6 +43,50 @@ func (q *Queries) DatabaseTime(ctx context.Context) (time.Time, error) {
 	var now time.Time
 	err := row.Scan(&now)
 	return now, err
+}
+
+const enterTenant = `-- name: EnterTenant :one
+SELECT set_config('search_path', $1::text, true)::text AS search_path,
+       pg_try_advisory_xact_lock($2::bigint)::boolean AS locked,
+       now()::timestamptz AS began, pg_backend_pid()::integer AS pid
+`
+
+type EnterTenantParams struct {
+	SearchPath string
+	KeyLock    int64
+}
+
+type EnterTenantRow struct {
+	SearchPath string
+	Locked     bool
+	Began      time.Time
+	Pid        int32
+}
+
+// EnterTenant sets search_path for the transaction alone, and tries to take the lock of a
+// key, which the transaction holds to its end. It tells when the transaction began, and
+// in which server process.
+func (q *Queries) EnterTenant(ctx context.Context, arg EnterTenantParams) (EnterTenantRow, error) {
+	row := q.db.QueryRow(ctx, enterTenant, arg.SearchPath, arg.KeyLock)
+	var i EnterTenantRow
+	err := row.Scan(
+		&i.SearchPath,
+		&i.Locked,
+		&i.Began,
+		&i.Pid,
+	)
+	return i, err
+}
+
+const joinCommits = `-- name: JoinCommits :exec
+SELECT pg_current_xact_id()::text AS xid
+`
+
+// JoinCommits gives the transaction an ID, so that its commit waits for all that commits
+// before it wait for: a standby that confirms them, say.
+func (q *Queries) JoinCommits(ctx context.Context) error {
+	_, err := q.db.Exec(ctx, joinCommits)
+	return err
 }
 
 const notify = `-- name: Notify :exec

@@ -44,13 +44,19 @@ func (t Tenant) ClaimInsertSelect(ctx context.Context, b Batcher, arg ClaimInser
 	if tag.RowsAffected() == 1 {
 		return true, row, false, nil // unless Close tells that the transaction failed after all
 	}
-	err = results.QueryRow().Scan(
-		&row.Token, &row.Attempt, &row.Awaited, &row.RequestHash, &row.CreatedAt, &row.ExpiresAt,
-		&row.ResponseStatus, &row.ResponseKept, &row.ResponseHeaders, &row.ResponseBody,
-		&row.Completed, &row.Expired, &row.Lapsed,
-	)
+	row, err = scanClaimRow(results.QueryRow())
 	if errors.Is(err, pgx.ErrNoRows) {
 		return false, row, false, nil
 	}
 	return false, row, err == nil, err
+}
+
+// scanClaimRow reads what [Queries.ClaimSelect] selects.
+func scanClaimRow(r pgx.Row) (row ClaimSelectRow, err error) {
+	err = r.Scan(
+		&row.Token, &row.Attempt, &row.Awaited, &row.RequestHash, &row.CreatedAt, &row.ExpiresAt,
+		&row.ResponseStatus, &row.ResponseKept, &row.ResponseHeaders, &row.ResponseBody,
+		&row.Completed, &row.Expired, &row.Lapsed,
+	)
+	return row, err
 }

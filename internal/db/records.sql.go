@@ -100,14 +100,23 @@ func (q *Queries) ClaimSelect(ctx context.Context, arg ClaimSelectParams) (Claim
 	return i, err
 }
 
-const claimTakeOver = `-- name: ClaimTakeOver :execrows
-UPDATE /*tenant.*/idempotency_records AS r
-SET created_at = now(), expires_at = now() + $1::interval, lease_until = now() + $2::interval,
-    completed_at = NULL, token = $3, attempt = $4, awaited = (r.awaited AND r.completed_at IS NULL),
-    response_status = NULL, response_kept = true, request_hash = $5,
-    response_headers = NULL, response_body = NULL
-WHERE r.org_id = $6 AND r.key = $7 AND r.token = $8
-  AND ((r.completed_at IS NULL AND r.lease_until <= now()) OR (r.completed_at IS NOT NULL AND r.expires_at <= now()))
+const claimTakeOver = `-- name: ClaimTakeOver :one
+WITH taken AS (
+    UPDATE /*tenant.*/idempotency_records AS r
+    SET created_at = now(), expires_at = now() + $1::interval, lease_until = now() + $2::interval,
+        completed_at = NULL, token = $3, attempt = $4, awaited = (r.awaited AND r.completed_at IS NULL),
+        response_status = NULL, response_kept = true, request_hash = $5,
+        response_headers = NULL, response_body = NULL
+    WHERE r.org_id = $6 AND r.key = $7 AND r.token = $8
+      AND ((r.completed_at IS NULL AND r.lease_until <= now()) OR (r.completed_at IS NOT NULL AND r.expires_at <= now()))
+    RETURNING r.org_id, r.key, r.request_hash, r.created_at, r.expires_at
+), moved AS (
+    UPDATE /*tenant.*/idempotency_steps AS s
+    SET expires_at = t.expires_at
+    FROM taken AS t
+    WHERE s.org_id = t.org_id AND s.key = t.key AND s.request_hash = t.request_hash AND s.expires_at > t.created_at
+)
+SELECT count(*) FROM taken AS t
 `
 
 type ClaimTakeOverParams struct {
@@ -123,9 +132,10 @@ type ClaimTakeOverParams struct {
 
 // ClaimTakeOver claims a record that has expired or whose lease has lapsed, if it
 // is still as it was seen: the token is compared, and so are the deadlines, which
-// an extension or a completion may have changed under the same token.
+// an extension or a completion may have changed under the same token. Steps that have
+// not expired move on with it.
 func (q *Queries) ClaimTakeOver(ctx context.Context, arg ClaimTakeOverParams) (int64, error) {
-	result, err := q.db.Exec(ctx, claimTakeOver,
+	row := q.db.QueryRow(ctx, claimTakeOver,
 		arg.Ttl,
 		arg.Lease,
 		arg.Token,
@@ -135,18 +145,21 @@ func (q *Queries) ClaimTakeOver(ctx context.Context, arg ClaimTakeOverParams) (i
 		arg.Key,
 		arg.SeenToken,
 	)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected(), nil
+	var count int64
+	err := row.Scan(&count)
+	return count, err
 }
 
 const clearRecords = `-- name: ClearRecords :execrows
+WITH gone AS (
+    DELETE FROM /*tenant.*/idempotency_steps AS s
+    WHERE s.org_id = $1
+)
 DELETE FROM /*tenant.*/idempotency_records AS r
 WHERE r.org_id = $1
 `
 
-// ClearRecords deletes all records of a tenant.
+// ClearRecords deletes all records of a tenant, and their steps.
 func (q *Queries) ClearRecords(ctx context.Context, orgID uuid.UUID) (int64, error) {
 	result, err := q.db.Exec(ctx, clearRecords, orgID)
 	if err != nil {
@@ -189,6 +202,48 @@ func (q *Queries) Complete(ctx context.Context, arg CompleteParams) (bool, error
 	var awaited bool
 	err := row.Scan(&awaited)
 	return awaited, err
+}
+
+const completedBy = `-- name: CompletedBy :one
+SELECT (r.completed_at IS NOT NULL AND r.token = $1)::boolean AS completed
+FROM /*tenant.*/idempotency_records AS r
+WHERE r.org_id = $2 AND r.key = $3
+`
+
+type CompletedByParams struct {
+	Token uuid.UUID
+	OrgID uuid.UUID
+	Key   string
+}
+
+// CompletedBy tells whether a record was completed by the attempt with the token.
+func (q *Queries) CompletedBy(ctx context.Context, arg CompletedByParams) (bool, error) {
+	row := q.db.QueryRow(ctx, completedBy, arg.Token, arg.OrgID, arg.Key)
+	var completed bool
+	err := row.Scan(&completed)
+	return completed, err
+}
+
+const deleteSeen = `-- name: DeleteSeen :execrows
+DELETE FROM /*tenant.*/idempotency_records AS r
+WHERE r.org_id = $1 AND r.key = $2 AND r.token = $3
+  AND ((r.completed_at IS NULL AND r.lease_until <= now()) OR (r.completed_at IS NOT NULL AND r.expires_at <= now()))
+`
+
+type DeleteSeenParams struct {
+	OrgID     uuid.UUID
+	Key       string
+	SeenToken uuid.UUID
+}
+
+// DeleteSeen makes room for the record of a transaction: it deletes one that has
+// expired or whose lease has lapsed, if it is still as it was seen.
+func (q *Queries) DeleteSeen(ctx context.Context, arg DeleteSeenParams) (int64, error) {
+	result, err := q.db.Exec(ctx, deleteSeen, arg.OrgID, arg.Key, arg.SeenToken)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const extend = `-- name: Extend :execrows
@@ -256,6 +311,47 @@ func (q *Queries) GetRecord(ctx context.Context, arg GetRecordParams) (GetRecord
 	return i, err
 }
 
+const insertCompleted = `-- name: InsertCompleted :exec
+INSERT INTO /*tenant.*/idempotency_records AS r (
+    created_at, expires_at, lease_until, completed_at, token, org_id, attempt,
+    response_status, response_kept, key, request_hash, response_headers, response_body
+) VALUES (
+    now(), now() + $1::interval, now(), clock_timestamp(), $2, $3, $4,
+    $5::integer, $6, $7, $8, $9, $10
+)
+`
+
+type InsertCompletedParams struct {
+	Ttl             time.Duration
+	Token           uuid.UUID
+	OrgID           uuid.UUID
+	Attempt         int32
+	ResponseStatus  int32
+	ResponseKept    bool
+	Key             string
+	RequestHash     []byte
+	ResponseHeaders []byte
+	ResponseBody    []byte
+}
+
+// InsertCompleted writes a completed record at the end of its transaction, in which
+// now() is the time of the claim. It fails where there is a record.
+func (q *Queries) InsertCompleted(ctx context.Context, arg InsertCompletedParams) error {
+	_, err := q.db.Exec(ctx, insertCompleted,
+		arg.Ttl,
+		arg.Token,
+		arg.OrgID,
+		arg.Attempt,
+		arg.ResponseStatus,
+		arg.ResponseKept,
+		arg.Key,
+		arg.RequestHash,
+		arg.ResponseHeaders,
+		arg.ResponseBody,
+	)
+	return err
+}
+
 const markAwaited = `-- name: MarkAwaited :execrows
 UPDATE /*tenant.*/idempotency_records AS r
 SET awaited = true
@@ -278,6 +374,10 @@ func (q *Queries) MarkAwaited(ctx context.Context, arg MarkAwaitedParams) (int64
 }
 
 const putRecord = `-- name: PutRecord :exec
+WITH gone AS (
+    DELETE FROM /*tenant.*/idempotency_steps AS s
+    WHERE s.org_id = $4 AND s.key = $7
+)
 INSERT INTO /*tenant.*/idempotency_records AS r (
     created_at, expires_at, lease_until, completed_at, token, org_id, attempt,
     response_status, response_kept, key, request_hash, response_headers, response_body
@@ -306,7 +406,8 @@ type PutRecordParams struct {
 	ResponseBody    []byte
 }
 
-// PutRecord writes a completed record whole, whatever was there.
+// PutRecord writes a completed record whole, whatever was there. The steps of what was
+// there end with it.
 func (q *Queries) PutRecord(ctx context.Context, arg PutRecordParams) error {
 	_, err := q.db.Exec(ctx, putRecord,
 		arg.CreatedAt,
@@ -326,6 +427,11 @@ func (q *Queries) PutRecord(ctx context.Context, arg PutRecordParams) error {
 const release = `-- name: Release :one
 DELETE FROM /*tenant.*/idempotency_records AS r
 WHERE r.org_id = $1 AND r.key = $2 AND r.token = $3 AND r.completed_at IS NULL AND r.attempt = 1
+  AND NOT EXISTS (
+      SELECT 1
+      FROM /*tenant.*/idempotency_steps AS s
+      WHERE s.org_id = r.org_id AND s.key = r.key AND s.request_hash = r.request_hash AND s.expires_at > r.created_at
+  )
 RETURNING r.awaited
 `
 
@@ -335,7 +441,8 @@ type ReleaseParams struct {
 	Token uuid.UUID
 }
 
-// Release removes the record of a first attempt that ends without an outcome.
+// Release removes the record of a first attempt that ends without an outcome and
+// without steps.
 func (q *Queries) Release(ctx context.Context, arg ReleaseParams) (bool, error) {
 	row := q.db.QueryRow(ctx, release, arg.OrgID, arg.Key, arg.Token)
 	var awaited bool
@@ -343,24 +450,25 @@ func (q *Queries) Release(ctx context.Context, arg ReleaseParams) (bool, error) 
 	return awaited, err
 }
 
-const releaseTakenOver = `-- name: ReleaseTakenOver :one
+const releaseKept = `-- name: ReleaseKept :one
 UPDATE /*tenant.*/idempotency_records AS r
 SET lease_until = now(), token = $1
-WHERE r.org_id = $2 AND r.key = $3 AND r.token = $4 AND r.completed_at IS NULL AND r.attempt > 1
+WHERE r.org_id = $2 AND r.key = $3 AND r.token = $4 AND r.completed_at IS NULL
 RETURNING r.awaited
 `
 
-type ReleaseTakenOverParams struct {
+type ReleaseKeptParams struct {
 	SpentToken uuid.UUID
 	OrgID      uuid.UUID
 	Key        string
 	Token      uuid.UUID
 }
 
-// ReleaseTakenOver ends the lease of a later attempt that ends without an outcome,
-// and takes its token away. The record stays, so that attempts are counted on.
-func (q *Queries) ReleaseTakenOver(ctx context.Context, arg ReleaseTakenOverParams) (bool, error) {
-	row := q.db.QueryRow(ctx, releaseTakenOver,
+// ReleaseKept ends the lease of any other attempt that ends without an outcome, and
+// takes its token away. The record stays, so that attempts are counted on and the next
+// one finds the steps.
+func (q *Queries) ReleaseKept(ctx context.Context, arg ReleaseKeptParams) (bool, error) {
+	row := q.db.QueryRow(ctx, releaseKept,
 		arg.SpentToken,
 		arg.OrgID,
 		arg.Key,

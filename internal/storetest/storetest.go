@@ -60,10 +60,15 @@ func NewStore(t testing.TB, pool *pgxpool.Pool) *pgstore.Store {
 // Advance lets time pass for a tenant by moving all of its times back.
 func Advance(t testing.TB, pool *pgxpool.Pool, org uuid.UUID, d time.Duration) {
 	t.Helper()
-	_, err := pool.Exec(t.Context(), `UPDATE `+SchemaOf(t, org).Quoted()+`.idempotency_records
-		SET created_at = created_at - $1::interval, expires_at = expires_at - $1::interval, lease_until = lease_until - $1::interval`, d)
-	if err != nil {
-		t.Fatal(err)
+	schema := SchemaOf(t, org).Quoted()
+	for _, sql := range []string{
+		`UPDATE ` + schema + `.idempotency_records
+		SET created_at = created_at - $1::interval, expires_at = expires_at - $1::interval, lease_until = lease_until - $1::interval`,
+		`UPDATE ` + schema + `.idempotency_steps SET created_at = created_at - $1::interval, expires_at = expires_at - $1::interval`,
+	} {
+		if _, err := pool.Exec(t.Context(), sql, d); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -1,0 +1,387 @@
+package pgstore
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgidem/pgidem/idempotency"
+	"github.com/pgidem/pgidem/internal/db"
+	"github.com/pgidem/pgidem/tenancy"
+)
+
+// TxOption changes how [Store.Transactional] works.
+type TxOption func(*txStore) error
+
+// DefaultReruns is how often a handler is run again after a serialization failure or
+// a deadlock, unless [WithReruns] says otherwise.
+const DefaultReruns = 5
+
+// WithIsolation sets the isolation level of the transactions. Defaults to that of the
+// database (default_transaction_isolation). At [pgx.RepeatableRead] and
+// [pgx.Serializable] expect handlers to be run again.
+func WithIsolation(level pgx.TxIsoLevel) TxOption {
+	return func(s *txStore) error {
+		switch level {
+		case pgx.ReadCommitted, pgx.RepeatableRead, pgx.Serializable:
+			s.options.IsoLevel = level
+			return nil
+		}
+		return fmt.Errorf("WithIsolation: %q is none of pgx.ReadCommitted, pgx.RepeatableRead and pgx.Serializable", level)
+	}
+}
+
+// WithReruns sets how often a handler is run again whose transaction failed only
+// because of others beside it (SQLSTATE 40001 and 40P01). Zero means never. Defaults
+// to [DefaultReruns].
+func WithReruns(n int) TxOption {
+	return func(s *txStore) error {
+		s.reruns = n
+		if n < 0 {
+			return fmt.Errorf("WithReruns: %d is negative", n)
+		}
+		return nil
+	}
+}
+
+// Transactional returns a store under which each handler runs in a transaction of its
+// tenant. What the handler writes through [Tx] and its stored response are committed
+// together, and only then the response is sent; so of any number of requests with one
+// key, exactly one has its effect on that database, through crashes of the service, of
+// the server and of the connection between them. Effects elsewhere are not in it.
+//
+//	protect := idempotency.Require(store.Transactional())
+//
+//	func pay(w http.ResponseWriter, r *http.Request) {
+//		tx, ok := pgstore.Tx(r.Context()) // not ok without a key: see WithRequireKey
+//		...
+//		_, err := tx.Exec(r.Context(), "INSERT INTO payments ...")
+//		...
+//	}
+//
+// A status that is not storable, a panic and a cancelled handler roll everything back.
+// A handler whose transaction met others is run again, with the request's body as it
+// was. A handler that flushes or hijacks gets [idempotency.ErrNoStreaming], because
+// nothing may be sent before the commit; a response over WithMaxResponseBytes is held in
+// memory until then. Each running request holds one connection of the pool.
+//
+// An attempt has no lease: it holds the key by a lock of its transaction, which ends
+// with it. A duplicate does not wait for the lock, but is told at once that the key is in
+// flight; so is a request of another fingerprint, until the first has committed. The lock
+// is named by 64 bits of a SHA-256 over schema, org_id and key, in the database's space of
+// advisory locks: should two keys in flight share a name, which among 10,000 at a time
+// happens about once in 10^11 times, the second is told to come again. No claim waits for
+// a lock, so no tenant can hold up another.
+//
+// A statement that fails aborts the transaction, as ever. A handler that answers it with a
+// status of 400 or more that is storable, a conflict say, has that outcome stored, and
+// what it did undone; to go on after a failure it uses a savepoint (Begin). It must not
+// end the transaction by a statement of its own, nor use it in goroutines that outlive it.
+//
+// A commit has a third of WithStoreTimeout; one that takes longer is cancelled, and the
+// client told to come again: give it time where commits are slow, by deferred triggers or
+// standbys. A request nested in another, of a batch say, needs a connection of its own.
+//
+// A connection that hangs without being closed keeps its key in flight until the server
+// notices: set tcp_keepalives_idle and idle_in_transaction_session_timeout there. Where
+// tenants have types of their own, let the pool cache no statements (search_path decides
+// what a name means). Serializable transactions of one tenant may meet at the table of
+// records however different their keys are; expect reruns.
+//
+// Both kinds of store may serve one table, and one key: each sees what the other has
+// completed, and a claim with a lease that holds. Where both have begun at the same
+// time, the unique key decides: the transaction finds the claim with a lease at its end,
+// and is rolled back.
+//
+// It panics when an option cannot work.
+func (s *Store) Transactional(opts ...TxOption) idempotency.Store {
+	t := &txStore{store: s, reruns: DefaultReruns, running: make(map[idempotency.Token]*txAttempt)}
+	for _, opt := range opts {
+		if err := opt(t); err != nil {
+			panic(fmt.Errorf("pgstore: Transactional: %w", err))
+		}
+	}
+	return t
+}
+
+type txStore struct {
+	store   *Store
+	options pgx.TxOptions
+	reruns  int
+
+	mu      sync.Mutex
+	running map[idempotency.Token]*txAttempt
+}
+
+var _ idempotency.StepStore = (*txStore)(nil)
+
+// txAttempt is an attempt between its claim and its end, with the connection that its
+// transaction is on.
+type txAttempt struct {
+	tenant  db.Tenant
+	conn    *pgxpool.Conn
+	tx      *handlerTx
+	req     idempotency.ClaimRequest
+	attempt int32
+	seen    *db.DeleteSeenParams // the record that it takes the place of
+	began   time.Time
+	lock    int64
+	pid     int32 // of the server process that holds the lock
+}
+
+// Claim implements [idempotency.LeaseStore]. It takes one round trip, and one more to
+// end the transaction when the key is not to be had.
+func (t *txStore) Claim(ctx context.Context, req idempotency.ClaimRequest) (idempotency.ClaimResult, error) {
+	schema, tenant, err := t.locate(ctx, req.OrgID)
+	if err != nil {
+		return idempotency.ClaimResult{}, err
+	}
+	conn, err := t.store.pool.Acquire(ctx)
+	if err != nil {
+		if stat := t.store.pool.Stat(); stat.AcquiredConns() == stat.MaxConns() {
+			// By attempts in flight, perhaps at this very key: nobody is to run beside them.
+			err = fmt.Errorf("%w: all connections of the pool are in use: %w", idempotency.ErrStoreRefused, err)
+		}
+		return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
+	}
+	lock := lockName(schema, req.OrgID, req.Key)
+	tx, entered, row, found, err := tenant.EnterSelect(ctx, conn, t.options,
+		db.EnterTenantParams{SearchPath: schema.Quoted(), KeyLock: lock},
+		db.ClaimSelectParams{OrgID: req.OrgID, Key: req.Key})
+	if err != nil {
+		giveBack(ctx, conn)
+		return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
+	}
+	result, attempt, seen := judgeTx(req, entered.Locked, row, found)
+	if result.Outcome != 0 {
+		giveBack(ctx, conn)
+		return result, nil
+	}
+	a := &txAttempt{
+		tenant: tenant, conn: conn, req: req, attempt: attempt, seen: seen,
+		began: entered.Began, lock: lock, pid: entered.Pid,
+	}
+	a.tx = &handlerTx{Tx: tx, org: req.OrgID, seen: &seenByHandler{}}
+	t.mu.Lock()
+	t.running[req.Token] = a
+	t.mu.Unlock()
+	return idempotency.ClaimResult{
+		Outcome: idempotency.OutcomeClaimed, Attempt: int(attempt),
+		Transaction: a.tx,
+	}, nil
+}
+
+// judgeTx is judge for a claim by a transaction: an outcome of zero means that it
+// holds the key.
+func judgeTx(req idempotency.ClaimRequest, locked bool, row db.ClaimSelectRow, found bool) (result idempotency.ClaimResult, attempt int32, seen *db.DeleteSeenParams) {
+	attempt = 1
+	if found {
+		result, attempt = judge(req, row)
+		seen = &db.DeleteSeenParams{OrgID: req.OrgID, Key: req.Key, SeenToken: row.Token}
+	}
+	if result.Outcome == 0 && !locked {
+		// By another request, perhaps, of another fingerprint: that is not known before it
+		// commits, and to say so on a guess would send a client off with a new key.
+		result.Outcome = idempotency.OutcomeInFlight
+	}
+	return result, attempt, seen
+}
+
+// Complete implements [idempotency.LeaseStore]: it writes the record and commits, in one
+// round trip. When the answer to the commit is lost, the next call finds out what became
+// of it.
+func (t *txStore) Complete(ctx context.Context, c idempotency.Claim, rec *idempotency.Record) error {
+	a := t.take(c)
+	if a == nil {
+		return t.findOut(ctx, c)
+	}
+	a.tx.seen.end(a.conn.Conn())
+	if a.conn.Conn().IsClosed() {
+		giveBack(ctx, a.conn)
+		return t.rolledBack(a, errors.New("the connection broke while the handler ran"))
+	}
+	if status := a.conn.Conn().PgConn().TxStatus(); status == 'I' {
+		giveBack(ctx, a.conn)
+		return fmt.Errorf("pgstore: complete for org %s: %w: the handler ended the transaction itself, by a statement of its own; leave that to the store",
+			c.OrgID, idempotency.ErrStoreRefused)
+	}
+	// A handler may answer a statement that failed with an outcome that is one: a conflict,
+	// say. It is stored, and what the handler did before is undone.
+	if a.conn.Conn().PgConn().TxStatus() == 'E' && rec.ResponseStatus >= 400 && a.tx.seen.met() == nil {
+		if err := db.UndoHandler(ctx, a.conn); err != nil {
+			giveBack(ctx, a.conn)
+			return t.rolledBack(a, err)
+		}
+	}
+	committed, err := a.tenant.InsertCommit(ctx, a.conn, a.seen, db.InsertCompletedParams{
+		Ttl: a.req.TTL, Token: uuid.UUID(c.Token), OrgID: c.OrgID, Attempt: a.attempt,
+		ResponseStatus: int32(rec.ResponseStatus), ResponseKept: !rec.Tombstone,
+		Key: c.Key, RequestHash: encodeHash(a.req.RequestHash),
+		ResponseHeaders: encodeHeaders(rec), ResponseBody: rec.ResponseBody,
+	})
+	giveBack(ctx, a.conn)
+	switch {
+	case committed:
+		t.store.listener.ends.Signal(newWaitKey(c.OrgID, c.Key))
+		return nil
+	case err == nil:
+		return t.rolledBack(a, errors.New("the transaction had failed before"))
+	case isAnswer(err):
+		return t.rolledBack(a, err)
+	}
+	return translate("complete", c.OrgID, err) // not known; ask again
+}
+
+// Release implements [idempotency.LeaseStore]: it rolls the transaction back.
+func (t *txStore) Release(ctx context.Context, c idempotency.Claim) error {
+	a := t.take(c)
+	if a == nil {
+		return lostOr("release", c.OrgID, pgx.ErrNoRows)
+	}
+	a.tx.seen.end(a.conn.Conn())
+	giveBack(ctx, a.conn)
+	t.store.listener.ends.Signal(newWaitKey(c.OrgID, c.Key))
+	if err := t.rolledBack(a, nil); errors.Is(err, idempotency.ErrRerun) {
+		return err
+	}
+	return nil
+}
+
+// Get implements [idempotency.Store].
+func (t *txStore) Get(ctx context.Context, orgID uuid.UUID, key string) (*idempotency.Record, error) {
+	return t.store.Get(ctx, orgID, key)
+}
+
+// Put implements [idempotency.Store].
+func (t *txStore) Put(ctx context.Context, rec *idempotency.Record) error {
+	return t.store.Put(ctx, rec)
+}
+
+// Clear deletes all records of a tenant, as that of [Store] does.
+func (t *txStore) Clear(ctx context.Context, orgID uuid.UUID) error { return t.store.Clear(ctx, orgID) }
+
+// Extend implements [idempotency.LeaseStore]: an attempt lasts as long as its
+// transaction.
+func (t *txStore) Extend(_ context.Context, c idempotency.Claim, _ time.Duration) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.running[c.Token] == nil {
+		return lostOr("extend", c.OrgID, pgx.ErrNoRows)
+	}
+	return nil
+}
+
+// take returns the running attempt of a claim, and leaves none.
+func (t *txStore) take(c idempotency.Claim) *txAttempt {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	a := t.running[c.Token]
+	delete(t.running, c.Token)
+	return a
+}
+
+// rolledBack says that nothing of an attempt has taken effect, and whether it may run
+// again: when it, or a statement of its handler, met others.
+func (t *txStore) rolledBack(a *txAttempt, err error) error {
+	sentinel := idempotency.ErrRolledBack
+	conflict := a.tx.seen.met()
+	if conflict == nil && meetsOthers(err) {
+		conflict = err
+	}
+	if conflict != nil && a.req.Rerun < t.reruns {
+		sentinel = idempotency.ErrRerun
+	}
+	return fmt.Errorf("pgstore: complete for org %s: %w: %w", a.req.OrgID, sentinel, errors.Join(err, conflict))
+}
+
+// meetsOthers reports whether a transaction failed only because of others beside it. The
+// record of another attempt at the key is one of them: the next claim will see it.
+func meetsOthers(err error) bool {
+	var pgErr *pgconn.PgError
+	return isSerializationFailure(err) || errors.As(err, &pgErr) && pgErr.ConstraintName == "idempotency_records_pkey"
+}
+
+// isAnswer reports whether the server said that a transaction failed, and not that it
+// had to leave, which it may do after a commit as well as before it.
+func isAnswer(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.SeverityUnlocalized == "ERROR"
+}
+
+// findOut tells what became of an attempt whose commit was not answered. It waits for the
+// attempt's lock: when that is free, its transaction has ended, one way or the other.
+func (t *txStore) findOut(ctx context.Context, c idempotency.Claim) error {
+	schema, _, err := t.locate(ctx, c.OrgID)
+	if err != nil {
+		return err
+	}
+	completed := false
+	// At a stricter level the second statement would not see what was committed while the
+	// first one waited.
+	readCommitted := pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
+	err = pgx.BeginTxFunc(ctx, t.store.pool, readCommitted, func(tx pgx.Tx) error {
+		queries := db.New(t.store.texts.Bind(tx, schema.Quoted()))
+		if err := db.New(tx).JoinCommits(ctx); err != nil {
+			return err
+		}
+		if err := db.New(tx).AwaitLock(ctx, lockName(schema, c.OrgID, c.Key)); err != nil {
+			return err
+		}
+		completed, err = queries.CompletedBy(ctx, db.CompletedByParams{Token: uuid.UUID(c.Token), OrgID: c.OrgID, Key: c.Key})
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		return err
+	})
+	switch {
+	case err != nil:
+		return translate("find out what became of a commit", c.OrgID, err)
+	case !completed:
+		return fmt.Errorf("pgstore: complete for org %s: %w: its commit was not answered, and did not happen", c.OrgID, idempotency.ErrRolledBack)
+	}
+	return nil
+}
+
+// locate returns where the records of a tenant are.
+func (t *txStore) locate(ctx context.Context, orgID uuid.UUID) (tenancy.Schema, db.Tenant, error) {
+	tenant, err := t.store.tenant(ctx, orgID)
+	if err != nil {
+		return tenancy.Schema{}, db.Tenant{}, err
+	}
+	schema, err := t.store.dir.Schema(ctx, orgID)
+	return schema, tenant, err
+}
+
+// lockName names the lock of a key or, with its fingerprint as well, of a request.
+func lockName(schema tenancy.Schema, orgID uuid.UUID, parts ...string) int64 {
+	h := sha256.New()
+	for _, part := range append([]string{"pgidem", schema.Quoted(), string(orgID[:])}, parts...) {
+		var length [8]byte
+		binary.BigEndian.PutUint64(length[:], uint64(len(part)))
+		h.Write(length[:])
+		h.Write([]byte(part))
+	}
+	return int64(binary.BigEndian.Uint64(h.Sum(nil)))
+}
+
+// giveBack ends what is left of a transaction and gives the connection back to the pool,
+// which closes it if that did not succeed.
+func giveBack(ctx context.Context, conn *pgxpool.Conn) {
+	if c := conn.Conn(); !c.IsClosed() && c.PgConn().TxStatus() != 'I' {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
+		defer cancel()
+		_, _ = c.Exec(ctx, "ROLLBACK") // or else the connection is closed, which rolls back as well
+	}
+	conn.Release()
+}
+
+const rollbackTimeout = 2 * time.Second

@@ -1,0 +1,81 @@
+package db
+
+import (
+	"context"
+	"errors"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// EnterSelect begins a transaction and runs [Queries.EnterTenant] and
+// [Queries.ClaimSelect] in it, all in one round trip. It returns what came of the first,
+// and the record that the second found, if any.
+func (t Tenant) EnterSelect(ctx context.Context, b Batcher, options pgx.TxOptions, enter EnterTenantParams, arg ClaimSelectParams) (tx pgx.Tx, entered EnterTenantRow, row ClaimSelectRow, found bool, err error) {
+	selection, err := t.texts.in(t.schema, claimSelect)
+	if err != nil {
+		return nil, entered, row, false, err
+	}
+	var batch pgx.Batch
+	batch.BeginTx(options)
+	batch.Queue(enterTenant, enter.SearchPath, enter.KeyLock)
+	batch.Queue(selection, arg.OrgID, arg.Key)
+	// What the handler does comes after this: a statement of its that fails can be undone
+	// alone, and does not give the lock away.
+	batch.Queue("SAVEPOINT " + handlerSavepoint)
+	results := b.SendBatch(ctx, &batch)
+	defer func() { err = errors.Join(err, results.Close()) }()
+
+	if _, err := results.Exec(); err != nil {
+		return nil, entered, row, false, err
+	}
+	if err := results.QueryRow().Scan(&entered.SearchPath, &entered.Locked, &entered.Began, &entered.Pid); err != nil {
+		return nil, entered, row, false, err
+	}
+	row, err = scanClaimRow(results.QueryRow())
+	found = err == nil
+	if err == nil || errors.Is(err, pgx.ErrNoRows) {
+		_, err = results.Exec()
+	}
+	return results.Tx(), entered, row, found, err
+}
+
+// handlerSavepoint stands before all that a handler does.
+const handlerSavepoint = "pgidem_handler"
+
+// UndoHandler undoes what was done in the transaction since [Tenant.EnterSelect].
+func UndoHandler(ctx context.Context, db DBTX) error {
+	_, err := db.Exec(ctx, "ROLLBACK TO SAVEPOINT "+handlerSavepoint)
+	return err
+}
+
+// InsertCommit runs [Queries.DeleteSeen], if there is a record to be made room for,
+// [Queries.InsertCompleted] and a COMMIT in one round trip. It reports whether the
+// transaction was committed: one that had failed before is rolled back by COMMIT
+// without an error.
+func (t Tenant) InsertCommit(ctx context.Context, b Batcher, seen *DeleteSeenParams, arg InsertCompletedParams) (committed bool, err error) {
+	remove, err := t.texts.in(t.schema, deleteSeen)
+	if err != nil {
+		return false, err
+	}
+	insert, err := t.texts.in(t.schema, insertCompleted)
+	if err != nil {
+		return false, err
+	}
+	var batch pgx.Batch
+	if seen != nil {
+		batch.Queue(remove, seen.OrgID, seen.Key, seen.SeenToken)
+	}
+	batch.Queue(insert, arg.Ttl, arg.Token, arg.OrgID, arg.Attempt, arg.ResponseStatus, arg.ResponseKept,
+		arg.Key, arg.RequestHash, arg.ResponseHeaders, arg.ResponseBody)
+	batch.Queue("COMMIT")
+	results := b.SendBatch(ctx, &batch)
+	defer func() { err = errors.Join(err, results.Close()) }()
+
+	for range batch.Len() - 1 {
+		if _, err := results.Exec(); err != nil {
+			return false, err
+		}
+	}
+	tag, err := results.Exec()
+	return err == nil && tag.String() == "COMMIT", err
+}
