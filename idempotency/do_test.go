@@ -174,3 +174,39 @@ func ExampleDo() {
 	// invoice 1 replayed <nil>
 	// invoice 2 executed <nil>
 }
+
+// rerunStore rolls its first attempt back, as a transaction that met others, and by then
+// another call has completed the key.
+type rerunStore struct {
+	*idempotency.MemoryStore
+	reruns int
+}
+
+func (s *rerunStore) Claim(ctx context.Context, req idempotency.ClaimRequest) (idempotency.ClaimResult, error) {
+	result, err := s.MemoryStore.Claim(ctx, req)
+	result.Transaction = s
+	return result, err
+}
+
+func (s *rerunStore) Complete(ctx context.Context, c idempotency.Claim, rec *idempotency.Record) error {
+	if s.reruns++; s.reruns > 1 {
+		return s.MemoryStore.Complete(ctx, c, rec)
+	}
+	theirs := rec.Clone()
+	theirs.ResponseBody = []byte(`"theirs"`)
+	if err := s.MemoryStore.Complete(ctx, c, theirs); err != nil {
+		return err
+	}
+	return idempotency.ErrRerun
+}
+
+// TestDoReturnsWhatWasCommitted: what an attempt returned that was rolled back is nobody's
+// result.
+func TestDoReturnsWhatWasCommitted(t *testing.T) {
+	t.Parallel()
+	store := &rerunStore{MemoryStore: idempotency.NewMemoryStore()}
+	got, outcome, err := idempotency.Do(t.Context(), store, orgA, "k", "", func(context.Context) (string, error) { return "mine", nil })
+	if got != "theirs" || outcome != idempotency.DecisionReplayed || err != nil {
+		t.Errorf("%q, %q, %v; want the result that was committed", got, outcome, err)
+	}
+}
