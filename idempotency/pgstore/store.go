@@ -79,14 +79,20 @@ func (s *Store) Close() { s.listener.close() }
 
 // tenant returns the statements bound to the schema of orgID.
 func (s *Store) tenant(ctx context.Context, orgID uuid.UUID) (db.Tenant, error) {
+	_, tenant, err := s.locate(ctx, orgID)
+	return tenant, err
+}
+
+// locate returns the schema of orgID, and the statements bound to it.
+func (s *Store) locate(ctx context.Context, orgID uuid.UUID) (tenancy.Schema, db.Tenant, error) {
 	if orgID == uuid.Nil {
-		return db.Tenant{}, fmt.Errorf("%w: org_id is the nil UUID", tenancy.ErrUnknownTenant)
+		return tenancy.Schema{}, db.Tenant{}, fmt.Errorf("%w: org_id is the nil UUID", tenancy.ErrUnknownTenant)
 	}
 	schema, err := s.dir.Schema(ctx, orgID)
 	if err != nil {
-		return db.Tenant{}, fmt.Errorf("pgstore: schema of org %s: %w", orgID, err)
+		return tenancy.Schema{}, db.Tenant{}, fmt.Errorf("pgstore: schema of org %s: %w", orgID, err)
 	}
-	return s.texts.Bind(s.pool, schema.Quoted()), nil
+	return schema, s.texts.Bind(s.pool, schema.Quoted()), nil
 }
 
 // maxClaimTries bounds how often a claim starts over because the record changed

@@ -141,7 +141,7 @@ type txAttempt struct {
 // Claim implements [idempotency.LeaseStore]. It takes one round trip, and one more to
 // end the transaction when the key is not to be had.
 func (t *txStore) Claim(ctx context.Context, req idempotency.ClaimRequest) (idempotency.ClaimResult, error) {
-	schema, tenant, err := t.locate(ctx, req.OrgID)
+	schema, tenant, err := t.store.locate(ctx, req.OrgID)
 	if err != nil {
 		return idempotency.ClaimResult{}, err
 	}
@@ -209,14 +209,15 @@ func (t *txStore) Complete(ctx context.Context, c idempotency.Claim, rec *idempo
 		giveBack(ctx, a.conn)
 		return t.rolledBack(a, errors.New("the connection broke while the handler ran"))
 	}
-	if status := a.conn.Conn().PgConn().TxStatus(); status == 'I' {
+	status := a.conn.Conn().PgConn().TxStatus()
+	if status == 'I' {
 		giveBack(ctx, a.conn)
 		return fmt.Errorf("pgstore: complete for org %s: %w: the handler ended the transaction itself, by a statement of its own; leave that to the store",
 			c.OrgID, idempotency.ErrStoreRefused)
 	}
 	// A handler may answer a statement that failed with an outcome that is one: a conflict,
 	// say. It is stored, and what the handler did before is undone.
-	if a.conn.Conn().PgConn().TxStatus() == 'E' && rec.ResponseStatus >= 400 && a.tx.seen.met() == nil {
+	if status == 'E' && rec.ResponseStatus >= 400 && a.tx.seen.met() == nil {
 		if err := db.UndoHandler(ctx, a.conn); err != nil {
 			giveBack(ctx, a.conn)
 			return t.rolledBack(a, err)
@@ -272,9 +273,7 @@ func (t *txStore) Clear(ctx context.Context, orgID uuid.UUID) error { return t.s
 // Extend implements [idempotency.LeaseStore]: an attempt lasts as long as its
 // transaction.
 func (t *txStore) Extend(_ context.Context, c idempotency.Claim, _ time.Duration) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.running[c.Token] == nil {
+	if t.find(c) == nil {
 		return lostOr("extend", c.OrgID, pgx.ErrNoRows)
 	}
 	return nil
@@ -320,7 +319,7 @@ func isAnswer(err error) bool {
 // findOut tells what became of an attempt whose commit was not answered. It waits for the
 // attempt's lock: when that is free, its transaction has ended, one way or the other.
 func (t *txStore) findOut(ctx context.Context, c idempotency.Claim) error {
-	schema, _, err := t.locate(ctx, c.OrgID)
+	schema, _, err := t.store.locate(ctx, c.OrgID)
 	if err != nil {
 		return err
 	}
@@ -351,23 +350,11 @@ func (t *txStore) findOut(ctx context.Context, c idempotency.Claim) error {
 	return nil
 }
 
-// locate returns where the records of a tenant are.
-func (t *txStore) locate(ctx context.Context, orgID uuid.UUID) (tenancy.Schema, db.Tenant, error) {
-	tenant, err := t.store.tenant(ctx, orgID)
-	if err != nil {
-		return tenancy.Schema{}, db.Tenant{}, err
-	}
-	schema, err := t.store.dir.Schema(ctx, orgID)
-	return schema, tenant, err
-}
-
-// lockName names the lock of a key or, with its fingerprint as well, of a request.
-func lockName(schema tenancy.Schema, orgID uuid.UUID, parts ...string) int64 {
+// lockName names the lock of a key.
+func lockName(schema tenancy.Schema, orgID uuid.UUID, key string) int64 {
 	h := sha256.New()
-	for _, part := range append([]string{"pgidem", schema.Quoted(), string(orgID[:])}, parts...) {
-		var length [8]byte
-		binary.BigEndian.PutUint64(length[:], uint64(len(part)))
-		h.Write(length[:])
+	for _, part := range []string{"pgidem", schema.Quoted(), string(orgID[:]), key} {
+		h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(part)))) // so that no two lists of parts read alike
 		h.Write([]byte(part))
 	}
 	return int64(binary.BigEndian.Uint64(h.Sum(nil)))
