@@ -36,6 +36,7 @@ const patience = 30 * time.Second
 type behaviour struct {
 	step  bool          // has an effect elsewhere, in a step
 	fails bool          // its first run answers 500
+	limit time.Duration // of its statement in a transaction
 	until chan struct{} // it goes on until this is closed, or its context ends
 }
 
@@ -160,7 +161,9 @@ func (w *world) pay(rw http.ResponseWriter, r *http.Request) {
 	}
 	var err error
 	if tx, ok := pgstore.Tx(ctx); ok {
-		_, err = tx.Exec(ctx, `INSERT INTO payments VALUES ($1)`, run)
+		bounded, cancel := context.WithTimeout(ctx, w.behave.limit)
+		defer cancel()
+		_, err = tx.Exec(bounded, `INSERT INTO payments VALUES ($1)`, run)
 	} else {
 		_, err = w.direct.Exec(ctx, `INSERT INTO `+w.schema+`.payments VALUES ($1)`, run)
 	}
