@@ -131,27 +131,36 @@ func TestFaultAtEachStatement(t *testing.T) {
 			wg.Go(func() {
 				places <- struct{}{}
 				defer func() { <-places }()
-				t.Run(fmt.Sprintf("%s/%s", c, b), func(t *testing.T) { strike(t, pool, c, b) })
+				t.Run(fmt.Sprintf("%s/%s", c, b), func(t *testing.T) {
+					// On a machine that is busy, the store's patience may end before it has come
+					// to the statement.
+					for scale := time.Duration(1); !strike(t, pool, c, b, scale); scale *= 2 {
+						if scale > 4 {
+							t.Fatal("the request never comes to the statement")
+						}
+					}
+				})
 			})
 		}
 	}
 	wg.Wait()
 }
 
-// strike lets one request meet a fault, and others come to the same end.
-func strike(t *testing.T, pool *pgxpool.Pool, c target, b blow) {
+// strike lets one request meet a fault, and others come to the same end. It returns false
+// if the fault did not strike.
+func strike(t *testing.T, pool *pgxpool.Pool, c target, b blow, scale time.Duration) bool {
 	behave := behaviour{step: c.step, fails: c.fails, limit: patience}
 	if c.long {
 		behave.until = make(chan struct{})
 	}
 	timeout := 5 * time.Second
 	if b.waits() {
-		timeout = 900 * time.Millisecond
-		behave.limit = 600 * time.Millisecond
+		timeout = scale * 900 * time.Millisecond
+		behave.limit = scale * 600 * time.Millisecond
 	}
 	lease := 2 * time.Second
 	if c.long {
-		lease = 900 * time.Millisecond
+		lease = scale * 900 * time.Millisecond
 	}
 	w := newWorld(t, pool, c.mode, behave, idempotency.WithStoreTimeout(timeout), idempotency.WithLease(lease))
 	if c.lapsed {
@@ -190,7 +199,9 @@ func strike(t *testing.T, pool *pgxpool.Pool, c target, b blow) {
 	case first = <-firstAnswer:
 	}
 	if struck.Count() != 1 || before != nil && before.Count() != 1 {
-		t.Fatalf("the fault struck %d times; %s", struck.Count(), w.story())
+		t.Logf("the fault struck %d times; %s", struck.Count(), w.story())
+		w.close()
+		return false
 	}
 	if told && first.String() != want {
 		t.Errorf("the first answer was %s, and not %s; %s", first, want, w.story())
@@ -208,6 +219,7 @@ func strike(t *testing.T, pool *pgxpool.Pool, c target, b blow) {
 	if b.moment == faults.Answered {
 		t.Logf("%s; the server had answered %v", first, struck.Tags())
 	}
+	return true
 }
 
 // leaveLapsed leaves a record as a process does that died.

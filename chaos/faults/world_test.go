@@ -57,6 +57,7 @@ type world struct {
 	mu       sync.Mutex
 	answers  []answer
 	events   []idempotency.Event
+	closed   sync.Once
 	received map[string]bool // results of steps that a handler was given
 }
 
@@ -141,11 +142,13 @@ func (w *world) serve(opts ...idempotency.Option) {
 
 // close lets everything that is held arrive and ends the service.
 func (w *world) close() {
-	w.proxy.Heal()
-	w.server.Close()
-	w.store.Close()
-	w.pool.Close()
-	w.proxy.Close()
+	w.closed.Do(func() {
+		w.proxy.Heal()
+		w.server.Close()
+		w.store.Close()
+		w.pool.Close()
+		w.proxy.Close()
+	})
 }
 
 // pay makes a payment, in the handler's transaction if it has one.
