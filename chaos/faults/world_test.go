@@ -256,6 +256,14 @@ func (w *world) sendUntilDone(t *testing.T) answer {
 	}
 }
 
+// wantReplay checks that a retry is told what was told before.
+func (w *world) wantReplay(t *testing.T, final answer) {
+	t.Helper()
+	if again := w.sendUntilDone(t); !again.replayed || again.body != final.body {
+		t.Errorf("a retry was told %s after %s; %s", again, final, w.story())
+	}
+}
+
 // decided returns how often one of the decisions was taken.
 func (w *world) decided(decisions ...idempotency.Decision) (n int) {
 	w.mu.Lock()
