@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -218,6 +219,13 @@ func strike(t *testing.T, pool *pgxpool.Pool, c target, b blow, scale time.Durat
 	}
 	w.awaitQuiet(t)
 	w.check(t, final)
+	// Whatever the first client was told, what the server had committed is what counts.
+	if tags := struck.Tags(); c.mode == transactions && c.first == nil && len(tags) == 1 && tags[0] == "COMMIT" && final.body != first.body && !strings.HasPrefix(final.body, "run 1") {
+		t.Errorf("the first run was committed, and the retry was told %s; %s", final, w.story())
+	}
+	if c.first == happened && !strings.HasPrefix(final.body, "run 1") {
+		t.Errorf("the first run was committed, and the retry was told %s; %s", final, w.story())
+	}
 	if b.moment == faults.Answered {
 		t.Logf("%s; the server had answered %v", first, struck.Tags())
 	}
