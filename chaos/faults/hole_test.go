@@ -8,6 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/pgidem/pgidem/chaos/faults"
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/internal/pgtest"
@@ -46,34 +49,39 @@ func (w *world) leave(t *testing.T, struck *faults.Strike) {
 // leaves. The key is in flight until the server notices, and then a retry runs.
 func TestBlackHoleUnderTheHandler(t *testing.T) {
 	t.Parallel()
-	pool := pgtest.NewPool(t)
-	for _, noticed := range []string{"the network heals", "idle_in_transaction_session_timeout"} {
+	for _, noticed := range []string{"the network heals", "the server loses patience"} {
 		t.Run(noticed, func(t *testing.T) {
 			t.Parallel()
+			pool, heals := pgtest.NewPool(t), noticed == "the network heals"
+			if !heals {
+				setForDatabase(t, pool, "idle_in_transaction_session_timeout", "500ms")
+			}
 			w := newWorld(t, pool, transactions, behaviour{limit: patience})
 			struck := w.proxy.Inject(faults.Fault{Statement: faults.Text("INSERT INTO payments"), Moment: faults.Before, Kind: faults.BlackHole})
 			w.leave(t, struck)
 			eventually(t, "the handler to give up", func() bool {
 				return w.decided(idempotency.DecisionRolledBack, idempotency.DecisionNoOutcome, idempotency.DecisionClientLeft) == 1
 			})
-			if a := w.send(t); a.code != "in_flight" {
-				t.Errorf("while the server has not noticed: %s; %s", a, w.story())
-			}
-			if noticed == "the network heals" {
-				w.proxy.Heal()
-			} else {
-				// As the server does by itself then. To set it for one connection of a pool takes
-				// a hook that nothing else here needs.
-				if _, err := pool.Exec(t.Context(), `SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a
-					WHERE a.application_name = $1 AND a.state LIKE 'idle in transaction%'`, w.application()); err != nil {
-					t.Fatal(err)
+			if heals {
+				if a := w.send(t); a.code != "in_flight" {
+					t.Errorf("while the server has not noticed: %s; %s", a, w.story())
 				}
+				w.proxy.Heal()
 			}
 			final := w.sendUntilDone(t)
 			w.wantReplay(t, final)
 			w.awaitQuiet(t)
 			w.check(t, final)
 		})
+	}
+}
+
+// setForDatabase sets a parameter for new connections to the pool's database.
+func setForDatabase(t *testing.T, pool *pgxpool.Pool, parameter, value string) {
+	t.Helper()
+	name := pgx.Identifier{pool.Config().ConnConfig.Database}.Sanitize()
+	if _, err := pool.Exec(t.Context(), `ALTER DATABASE `+name+` SET `+parameter+` = '`+value+`'`); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -191,4 +199,33 @@ func TestClaimThatArrivesLate(t *testing.T) {
 	w.wantReplay(t, final)
 	w.awaitQuiet(t)
 	w.check(t, final)
+}
+
+// TestHangingConnectionIsNotTheNext: where one connection hangs at the end of an attempt, its
+// outcome is stored, or found out, over another, and the client hears nothing of it.
+func TestHangingConnectionIsNotTheNext(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	for _, c := range []struct {
+		mode      string
+		statement func(string) bool
+		moment    faults.Moment
+	}{
+		{leases, faults.Named("Complete"), faults.Before},
+		{leases, faults.Named("Complete"), faults.Answered},
+		{transactions, faults.Text("COMMIT"), faults.Answered},
+	} {
+		t.Run(c.mode+" "+c.moment.String(), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, pool, c.mode, behaviour{limit: patience}, idempotency.WithStoreTimeout(9*time.Second))
+			struck := w.proxy.Inject(faults.Fault{Statement: c.statement, Moment: c.moment, Kind: faults.BlackHole})
+			first := w.send(t)
+			if first.String() != "201 run 1" || struck.Count() != 1 || w.decided(idempotency.DecisionExecuted) != 1 {
+				t.Errorf("%s after %d strikes; %s", first, struck.Count(), w.story())
+			}
+			w.wantReplay(t, first)
+			w.awaitQuiet(t)
+			w.check(t, first)
+		})
+	}
 }

@@ -363,7 +363,15 @@ func (w *world) check(t *testing.T, final answer) {
 	given := len(w.received)
 	w.mu.Unlock()
 
+	// An attempt of which it is said that it was rolled back has committed nothing.
+	executed := w.decided(idempotency.DecisionExecuted, idempotency.DecisionTakenOver)
+	if executed+w.decided(idempotency.DecisionCompleteFailed) == 0 {
+		fail("an outcome is stored, and no event tells of its attempt")
+	}
 	if w.mode == transactions {
+		if executed > 1 {
+			fail("%d attempts are said to have been executed", executed)
+		}
 		if len(paid) != 1 || !strings.HasPrefix(final.body+" ", fmt.Sprintf("run %d ", paid[0])) {
 			fail("payments %v for the answer %q", paid, final.body)
 		}

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -78,7 +79,9 @@ func run(ctx context.Context) error {
 	}))
 	mux.Handle("POST /step", protect(http.HandlerFunc(s.step)))
 	mux.HandleFunc("PUT /go", func(http.ResponseWriter, *http.Request) { s.held <- struct{}{} })
-	mux.HandleFunc("GET /clock", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, time.Now().Unix()) })
+	mux.HandleFunc("GET /clock", func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, strconv.FormatInt(time.Now().Unix(), 10))
+	})
 	mux.HandleFunc("PUT /clock", func(w http.ResponseWriter, r *http.Request) {
 		if err := os.Setenv(skew.Variable, r.FormValue("skew")); err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
@@ -126,7 +129,7 @@ func (s *service) insert(w http.ResponseWriter, r *http.Request, db execer, note
 		return
 	}
 	w.WriteHeader(http.StatusCreated)
-	fmt.Fprintf(w, "payment %d by attempt %d%s", id, attempt, note)
+	io.WriteString(w, fmt.Sprintf("payment %d by attempt %d%s", id, attempt, note))
 }
 
 // pay makes a payment, in the transaction if there is one.
