@@ -66,7 +66,7 @@ func TestBlackHoleUnderTheHandler(t *testing.T) {
 				if a := w.send(t); a.code != "in_flight" {
 					t.Errorf("while the server has not noticed: %s; %s", a, w.story())
 				}
-				w.proxy.Heal()
+				w.heal()
 			}
 			final := w.sendUntilDone(t)
 			w.wantReplay(t, final)
@@ -104,7 +104,7 @@ func TestPoolRecovers(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			w.proxy.Heal()
+			w.heal()
 			began := time.Now()
 			final := w.sendUntilDone(t)
 			t.Logf("served again after %s", time.Since(began).Round(time.Millisecond))

@@ -124,7 +124,7 @@ func (c target) String() string {
 func TestFaultAtEachStatement(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.NewPool(t)
-	const together = 24 // of mostly waiting cases
+	const together = 20 // of mostly waiting cases
 	places := make(chan struct{}, together)
 	var wg sync.WaitGroup
 	for _, c := range targets {
@@ -212,7 +212,7 @@ func strike(t *testing.T, pool *pgxpool.Pool, c target, b blow, scale time.Durat
 		t.Errorf("the first answer was %s, and not %s; %s", first, want, w.story())
 	}
 	w.send(t) // while it lasts
-	w.proxy.Heal()
+	w.heal()
 	final := w.sendUntilDone(t)
 	for range 2 {
 		w.wantReplay(t, final)

@@ -42,23 +42,26 @@ type behaviour struct {
 
 // world is a service of one tenant behind a proxy, and all that was seen of it.
 type world struct {
-	mode     string
-	direct   *pgxpool.Pool // not through the proxy
-	org      uuid.UUID
-	schema   string
-	proxy    *faults.Proxy
-	pool     *pgxpool.Pool // through it
-	store    *pgstore.Store
-	server   *httptest.Server
-	behave   behaviour
-	runs     atomic.Int64
-	charges  atomic.Int64 // effects elsewhere
-	unkept   atomic.Int64 // steps whose function ran and whose result was not returned
-	mu       sync.Mutex
-	answers  []answer
-	events   []idempotency.Event
-	closed   sync.Once
-	received map[string]bool // results of steps that a handler was given
+	mode    string
+	direct  *pgxpool.Pool // not through the proxy
+	org     uuid.UUID
+	schema  string
+	proxy   *faults.Proxy
+	pool    *pgxpool.Pool // through it
+	store   *pgstore.Store
+	server  *httptest.Server
+	behave  behaviour
+	runs    atomic.Int64
+	charges atomic.Int64 // effects elsewhere
+	unkept  atomic.Int64 // steps whose function ran and whose result was not returned
+	mu      sync.Mutex
+	answers []answer
+	events  []idempotency.Event
+	closed  sync.Once
+
+	protected atomic.Pointer[http.Handler]
+	patient   atomic.Bool     // the faults are over
+	received  map[string]bool // results of steps that a handler was given
 }
 
 // answer is what a client was told.
@@ -120,7 +123,16 @@ func (w *world) connect(t *testing.T, config *pgxpool.Config) {
 // application is how the server knows the connections through the proxy.
 func (w *world) application() string { return "world " + w.org.String() }
 
+// serve serves what protect last gave.
 func (w *world) serve(opts ...idempotency.Option) {
+	w.protect(opts...)
+	w.server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		(*w.protected.Load()).ServeHTTP(rw, r.WithContext(idempotency.WithOrgID(r.Context(), w.org)))
+	}))
+}
+
+// protect puts the middleware with these options before the handler.
+func (w *world) protect(opts ...idempotency.Option) {
 	var store idempotency.Store = w.store
 	if w.mode == transactions {
 		store = w.store.Transactional()
@@ -135,9 +147,23 @@ func (w *world) serve(opts ...idempotency.Option) {
 		}),
 	}, opts...)
 	protected := idempotency.Require(store, opts...)(http.HandlerFunc(w.pay))
-	w.server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		protected.ServeHTTP(rw, r.WithContext(idempotency.WithOrgID(r.Context(), w.org)))
-	}))
+	w.protected.Store(&protected)
+}
+
+// heal ends all faults. From then on the store has the time that it needs, however busy the
+// machine is.
+func (w *world) heal() {
+	w.proxy.Heal()
+	w.patient.Store(true)
+	w.protect(idempotency.WithStoreTimeout(patience), idempotency.WithLease(patience))
+}
+
+// limit bounds a handler's statement.
+func (w *world) limit() time.Duration {
+	if w.patient.Load() {
+		return patience
+	}
+	return w.behave.limit
 }
 
 // close lets everything that is held arrive and ends the service.
@@ -164,7 +190,7 @@ func (w *world) pay(rw http.ResponseWriter, r *http.Request) {
 	}
 	var err error
 	if tx, ok := pgstore.Tx(ctx); ok {
-		bounded, cancel := context.WithTimeout(ctx, w.behave.limit)
+		bounded, cancel := context.WithTimeout(ctx, w.limit())
 		defer cancel()
 		_, err = tx.Exec(bounded, `INSERT INTO payments VALUES ($1)`, run)
 	} else {
