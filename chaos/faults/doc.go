@@ -12,7 +12,8 @@
 //	strike.Count() // how often it struck
 //	strike.Tags()  // what the server had answered by then: COMMIT
 //
-// The tests of this package are of the middleware and the store under such faults, of
+// The tests of this package (in short mode without those that build programs anew, and with
+// fewer kills) are of the middleware and the store under such faults, of
 // processes whose clocks are wrong, and of a server that is killed in the middle of a
 // commit.
 //

@@ -179,7 +179,7 @@ func TestCommitThatTakesTooLong(t *testing.T) {
 func TestClaimThatArrivesLate(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.NewPool(t)
-	w := newWorld(t, pool, leases, behaviour{}, idempotency.WithStoreTimeout(impatient), idempotency.WithLease(2*time.Second))
+	w := newWorld(t, pool, leases, behaviour{}, idempotency.WithStoreTimeout(6*time.Second), idempotency.WithLease(4*time.Second))
 	struck := w.proxy.Inject(faults.Fault{Statement: faults.Named("ClaimInsert"), Moment: faults.Before, Kind: faults.BlackHole, Times: 2})
 	if a := w.send(t); a.code != "store_unavailable" || struck.Count() != 2 {
 		t.Fatalf("%s after %d strikes; %s", a, struck.Count(), w.story())

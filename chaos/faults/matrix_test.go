@@ -157,7 +157,7 @@ func strike(t *testing.T, pool *pgxpool.Pool, c target, b blow, scale time.Durat
 	// Where the client is told at once, no time is to run out, however busy the machine is.
 	timeout, lease := patience, patience
 	if c.long {
-		lease = 3 * time.Second
+		lease = 9 * time.Second
 	}
 	if b.waits() {
 		timeout = scale * 900 * time.Millisecond
