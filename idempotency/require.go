@@ -150,6 +150,8 @@ func (x *exchange) report() {
 		switch {
 		case errors.Is(x.releaseErr, ErrLeaseLost):
 			x.event.Decision = DecisionLeaseLost
+		case errors.Is(x.releaseErr, ErrHandlerEnded):
+			x.event.Decision = DecisionCompleteFailed
 		case x.event.Decision == DecisionReleased, x.event.Decision == DecisionClientLeft:
 			x.event.Decision = DecisionReleaseFailed
 		}
@@ -236,11 +238,16 @@ const manyTries = math.MaxInt
 // others: a connection that hangs is not the next one. It returns the last error,
 // and whether an earlier try may have taken effect without its answer arriving.
 func (x *exchange) persist(tries int, step func(context.Context) error) (err error, unsure bool) {
+	return x.persistPatiently(x.storeTimeout/time.Duration(min(tries, 3)), tries, step)
+}
+
+// persistPatiently is persist with tries that may take as long as the patience.
+func (x *exchange) persistPatiently(patience time.Duration, tries int, step func(context.Context) error) (err error, unsure bool) {
 	ctx, cancel := x.storeContext(x.storeTimeout)
 	defer cancel()
 	const firstPause, maxPause = 20 * time.Millisecond, 500 * time.Millisecond
 	for pause := firstPause; ; pause = min(2*pause, maxPause) {
-		one, done := context.WithTimeout(ctx, x.storeTimeout/time.Duration(min(tries, 3)))
+		one, done := context.WithTimeout(ctx, patience)
 		err = step(one)
 		done()
 		if err == nil || isFinal(err) {
@@ -475,7 +482,7 @@ func (x *exchange) end(c Claim, rec *recorder, inTx bool) (again bool) {
 		rec.finish()
 		return false
 	}
-	err := x.complete(c, x.record(c, rec))
+	err := x.complete(c, x.record(c, rec), inTx)
 	switch {
 	case errors.Is(err, ErrRerun):
 		rec.abandon()
@@ -523,10 +530,17 @@ func (x *exchange) record(c Claim, rec *recorder) *Record {
 
 // complete stores the outcome. A fault of the store is tried again for as long as
 // the store timeout lasts: the handler has run, and a record is worth the wait.
-func (x *exchange) complete(c Claim, record *Record) error {
+//
+// A commit that takes long is under way more likely than lost, and to break it off would be
+// to break it off each time; the rest of the time is for finding out what became of it.
+func (x *exchange) complete(c Claim, record *Record, inTx bool) error {
 	started := time.Now()
 	defer func() { x.event.Complete = time.Since(started) }()
-	err, _ := x.persist(manyTries, func(ctx context.Context) error { return x.store.Complete(ctx, c, record) })
+	patience := x.storeTimeout / 3
+	if inTx {
+		patience *= 2
+	}
+	err, _ := x.persistPatiently(patience, manyTries, func(ctx context.Context) error { return x.store.Complete(ctx, c, record) })
 	return err
 }
 
