@@ -110,9 +110,13 @@ func WithReruns(n int) TxOption {
 // time, the unique key decides: the transaction finds the claim with a lease at its end,
 // and is rolled back.
 //
+// Requests that wait ([idempotency.WithWait]) hold no connection. They are told at once of
+// an end in their own process, and ask again for one elsewhere, at growing intervals of up
+// to a second: a transaction does not see who waits for it.
+//
 // It panics when an option cannot work.
 func (s *Store) Transactional(opts ...TxOption) idempotency.Store {
-	t := &txStore{store: s, reruns: DefaultReruns, running: make(map[idempotency.Token]*txAttempt)}
+	t := &txStore{store: s, asks: firstAsk, reruns: DefaultReruns, running: make(map[idempotency.Token]*txAttempt)}
 	for _, opt := range opts {
 		if err := opt(t); err != nil {
 			panic(fmt.Errorf("pgstore: Transactional: %w", err))
@@ -123,6 +127,7 @@ func (s *Store) Transactional(opts ...TxOption) idempotency.Store {
 
 type txStore struct {
 	store   *Store
+	asks    time.Duration // before who waits first asks without having been told
 	options pgx.TxOptions
 	reruns  int
 
@@ -130,7 +135,10 @@ type txStore struct {
 	running map[idempotency.Token]*txAttempt
 }
 
-var _ idempotency.StepStore = (*txStore)(nil)
+var (
+	_ idempotency.StepStore  = (*txStore)(nil)
+	_ idempotency.WatchStore = (*txStore)(nil)
+)
 
 // txAttempt is an attempt between its claim and its end, with the connection that its
 // transaction is on.
@@ -213,6 +221,7 @@ func (t *txStore) Complete(ctx context.Context, c idempotency.Claim, rec *idempo
 		return t.findOut(ctx, c)
 	}
 	a.tx.seen.end(a.conn.Conn())
+	defer t.ended(c)
 	defer a.giveBack(ctx)
 	if a.conn.Conn().IsClosed() {
 		return t.rolledBack(a, errors.New("the connection broke while the handler ran"))
@@ -242,7 +251,6 @@ func (t *txStore) Complete(ctx context.Context, c idempotency.Claim, rec *idempo
 	})
 	switch {
 	case committed:
-		t.store.listener.ends.Signal(newWaitKey(c.OrgID, c.Key))
 		return nil
 	case err == nil:
 		return t.rolledBack(a, errors.New("the transaction had failed before"))
@@ -263,7 +271,7 @@ func (t *txStore) Release(ctx context.Context, c idempotency.Claim) error {
 	a.tx.seen.end(a.conn.Conn())
 	ended := a.rollBack(ctx)
 	a.giveBack(ctx)
-	t.store.listener.ends.Signal(newWaitKey(c.OrgID, c.Key))
+	t.ended(c)
 	if ended {
 		return endedByHandler("release", c)
 	}
