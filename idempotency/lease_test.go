@@ -72,8 +72,8 @@ func TestLostLeasesAreReported(t *testing.T) {
 			w := httptest.NewRecorder()
 			func() {
 				defer func() {
-					if p := recover(); p != nil && p != http.ErrAbortHandler {
-						t.Errorf("panic: %v", p)
+					if err, _ := recover().(error); err != nil && !errors.Is(err, http.ErrAbortHandler) {
+						t.Errorf("panic: %v", err)
 					}
 				}()
 				h.ServeHTTP(w, request(t, "k", ""))
