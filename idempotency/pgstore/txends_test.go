@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -332,7 +333,7 @@ func TestTenantsWithTypesOfTheirOwn(t *testing.T) {
 func TestSlowCommit(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.NewPool(t)
-	const storeTimeout = 3 * time.Second
+	const storeTimeout = 6 * time.Second
 	handle := func(w http.ResponseWriter, r *http.Request) {
 		if pay(t, w, r) != nil {
 			w.WriteHeader(http.StatusCreated)
@@ -343,8 +344,9 @@ func TestSlowCommit(t *testing.T) {
 		decisions string
 		status    int
 	}{
-		"but in time":        {storeTimeout * 4 / 9, "executed", http.StatusCreated},
-		"and not to wait on": {time.Minute, "rolled_back", http.StatusServiceUnavailable},
+		"but in time": {storeTimeout * 4 / 9, "executed", http.StatusCreated},
+		// Or complete_failed, where a busy server takes long to say so.
+		"and not to wait on": {time.Minute, "rolled_back complete_failed", http.StatusServiceUnavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -352,7 +354,7 @@ func TestSlowCommit(t *testing.T) {
 			b.exec(t, fmt.Sprintf(`CREATE FUNCTION %%[1]s.slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_catalog.pg_sleep(%f); RETURN NULL; END $$`, c.takes.Seconds()))
 			b.exec(t, `CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON %[1]s.payments DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION %[1]s.slow()`)
 			b.want(t, "k", c.status, "")
-			if got := b.decisions(); got != c.decisions {
+			if got := b.decisions(); !slices.Contains(strings.Fields(c.decisions), got) {
 				t.Errorf("decisions %s, want %s", got, c.decisions)
 			}
 			if c.status == http.StatusCreated {
