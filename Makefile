@@ -29,7 +29,7 @@ test-race: ## Run the tests under the race detector
 	$(GO) test -race ./...
 
 .PHONY: integration
-integration: ## Run the store's suites in containers (needs an engine, or root on Debian)
+integration: ## Run the store's suites in containers and through PgBouncer (needs both, or root on Debian)
 	scripts/integration.sh
 
 .PHONY: routers

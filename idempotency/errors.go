@@ -27,6 +27,10 @@ var ErrRolledBack = errors.New("idempotency: rolled back")
 // beside it, by a serialization failure or a deadlock, and may run again at once.
 var ErrRerun = fmt.Errorf("%w: it may run again", ErrRolledBack)
 
+// ErrHandlerEnded wraps [ErrStoreRefused] for an attempt whose handler ended the
+// transaction that it ran in: what it did may stand, and there is no record of it.
+var ErrHandlerEnded = fmt.Errorf("%w: the handler ended its transaction by a statement of its own; leave that to the store", ErrStoreRefused)
+
 // ErrNoStreaming is what a handler gets that flushes or hijacks while it runs in a
 // transaction: nothing may reach the client before the commit.
 var ErrNoStreaming = errors.New("idempotency: a handler in a transaction cannot stream: return the response whole, or wrap this route with a store that is not transactional")

@@ -72,7 +72,8 @@ const (
 	// could not be asked, and [WithFailOpen] is set.
 	DecisionRanUnprotected Decision = "ran_unprotected"
 	// DecisionCompleteFailed (!) means that the handler ran, but its outcome could
-	// not be stored.
+	// not be stored; or that it ended the transaction that it ran in itself
+	// ([ErrHandlerEnded]), whatever it answered.
 	DecisionCompleteFailed Decision = "complete_failed"
 	// DecisionRolledBack means that the handler ran in a transaction that was rolled
 	// back, with all that it did in it; a retry runs it again.

@@ -181,6 +181,9 @@ func WithTTL(d time.Duration) Option {
 // a crash retries are refused until the lease has lapsed; a short lease ends that
 // sooner and costs more extensions. At least 10 milliseconds; defaults to 30
 // seconds.
+//
+// A process that was paused for longer than the lease has lost the key exactly if
+// another attempt has taken it over meanwhile; else it goes on.
 func WithLease(d time.Duration) Option {
 	return func(c *config) error {
 		c.lease = d

@@ -150,6 +150,8 @@ func (x *exchange) report() {
 		switch {
 		case errors.Is(x.releaseErr, ErrLeaseLost):
 			x.event.Decision = DecisionLeaseLost
+		case errors.Is(x.releaseErr, ErrHandlerEnded):
+			x.event.Decision = DecisionCompleteFailed
 		case x.event.Decision == DecisionReleased, x.event.Decision == DecisionClientLeft:
 			x.event.Decision = DecisionReleaseFailed
 		}
@@ -236,11 +238,16 @@ const manyTries = math.MaxInt
 // others: a connection that hangs is not the next one. It returns the last error,
 // and whether an earlier try may have taken effect without its answer arriving.
 func (x *exchange) persist(tries int, step func(context.Context) error) (err error, unsure bool) {
+	return x.persistPatiently(x.storeTimeout/time.Duration(min(tries, 3)), tries, step)
+}
+
+// persistPatiently is persist with tries that may take as long as the patience.
+func (x *exchange) persistPatiently(patience time.Duration, tries int, step func(context.Context) error) (err error, unsure bool) {
 	ctx, cancel := x.storeContext(x.storeTimeout)
 	defer cancel()
 	const firstPause, maxPause = 20 * time.Millisecond, 500 * time.Millisecond
 	for pause := firstPause; ; pause = min(2*pause, maxPause) {
-		one, done := context.WithTimeout(ctx, x.storeTimeout/time.Duration(min(tries, 3)))
+		one, done := context.WithTimeout(ctx, patience)
 		err = step(one)
 		done()
 		if err == nil || isFinal(err) {
@@ -398,9 +405,10 @@ func (x *exchange) serveClaimed(body []byte, c Claim, result ClaimResult, asked 
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	var keeper *leaseKeeper
 	if !inTx {
 		// The lease is kept until the outcome is stored, and not just until there is one.
-		keeper := keepLease(context.WithoutCancel(ctx), x.store, c, asked, x.lease, x.storeTimeout, cancel)
+		keeper = keepLease(context.WithoutCancel(ctx), x.store, c, asked, x.lease, x.storeTimeout, cancel)
 		defer keeper.stop()
 	}
 	rec := newRecorder(ctx, x.w, x.r.Method, x.maxResponseBytes, inTx)
@@ -447,7 +455,7 @@ func (x *exchange) serveClaimed(body []byte, c Claim, result ClaimResult, asked 
 	// The handler may have had its effect: unless end gets to say otherwise, for
 	// the panic of a rule of the user's, this is what must be known.
 	x.event.Decision = DecisionCompleteFailed
-	return x.end(c, rec, inTx)
+	return x.end(c, rec, keeper)
 }
 
 // removeUploads does for a copy of the request what net/http does for the request
@@ -459,9 +467,10 @@ func removeUploads(r *http.Request) {
 }
 
 // end stores the outcome of a handler that has returned, and only then sends its
-// response, if it was not sent already. It reports whether the attempt was rolled
-// back and is to run again.
-func (x *exchange) end(c Claim, rec *recorder, inTx bool) (again bool) {
+// response, if it was not sent already. An attempt without a keeper of its lease is in a
+// transaction. It reports whether the attempt was rolled back and is to run again.
+func (x *exchange) end(c Claim, rec *recorder, keeper *leaseKeeper) (again bool) {
+	inTx := keeper == nil
 	x.event.Status = rec.status
 	if !rec.hijacked && !x.storable(rec.status) {
 		x.event.Decision = DecisionReleased
@@ -475,7 +484,7 @@ func (x *exchange) end(c Claim, rec *recorder, inTx bool) (again bool) {
 		rec.finish()
 		return false
 	}
-	err := x.complete(c, x.record(c, rec))
+	err := x.complete(c, x.record(c, rec), keeper)
 	switch {
 	case errors.Is(err, ErrRerun):
 		rec.abandon()
@@ -523,11 +532,25 @@ func (x *exchange) record(c Claim, rec *recorder) *Record {
 
 // complete stores the outcome. A fault of the store is tried again for as long as
 // the store timeout lasts: the handler has run, and a record is worth the wait.
-func (x *exchange) complete(c Claim, record *Record) error {
+//
+// A commit that takes long is under way more likely than lost, and to break it off would be
+// to break it off each time; the rest of the time is for finding out what became of it.
+func (x *exchange) complete(c Claim, record *Record, keeper *leaseKeeper) error {
 	started := time.Now()
 	defer func() { x.event.Complete = time.Since(started) }()
-	err, _ := x.persist(manyTries, func(ctx context.Context) error { return x.store.Complete(ctx, c, record) })
-	return err
+	store := func(ctx context.Context) error { return x.store.Complete(ctx, c, record) }
+	if keeper == nil { // in a transaction
+		err, _ := x.persistPatiently(2*x.storeTimeout/3, manyTries, store)
+		return err
+	}
+	err, _ := x.persist(manyTries, store)
+	if err == nil || isFinal(err) || !keeper.lapsed() {
+		return err
+	}
+	// The process may have been paused past all of its deadlines, and the response that counts
+	// be another attempt's by now.
+	last, _ := x.persist(1, store)
+	return last
 }
 
 // release ends the claim without an outcome. That it could not is reported, and

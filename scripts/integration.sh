@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests of the module in integration/, which need a container engine and
-# an image of PostgreSQL. What the machine lacks is put in place first, as
+# Runs the tests of the module in integration/, which need a container engine, an
+# image of PostgreSQL and PgBouncer. What the machine lacks is put in place first, as
 # container-engine.sh describes, and an engine that was started is ended.
 #
 #   integration.sh [arguments for go test]
@@ -70,6 +70,13 @@ need_compiler() {
 	part compiler install_packages gcc libc6-dev
 }
 
+need_pgbouncer() {
+	command -v pgbouncer >/dev/null && return
+	[ -x /usr/sbin/pgbouncer ] && return
+	can_install || die "pgbouncer is not installed"
+	part pgbouncer install_packages pgbouncer
+}
+
 start_engine() {
 	local lines
 	lines=$("$here/container-engine.sh" --state "$work/engine" start)
@@ -108,6 +115,7 @@ run_tests() {
 trap end EXIT
 trap 'exit 130' INT TERM HUP
 need_compiler
+need_pgbouncer
 part engine start_engine
 part image get_image
 part tests run_tests "$@"

@@ -84,16 +84,24 @@ func WithReruns(n int) TxOption {
 //
 // A statement that fails aborts the transaction, as ever. A handler that answers it with a
 // status of 400 or more that is storable, a conflict say, has that outcome stored, and
-// what it did undone; to go on after a failure it uses a savepoint (Begin). It must not
-// end the transaction by a statement of its own, nor use it in goroutines that outlive it.
+// what it did undone; to go on after a failure it uses a savepoint (Begin). A handler that
+// panics is not run again, whatever it met: its panic goes on, and a retry runs it.
 //
-// A commit has a third of WithStoreTimeout; one that takes longer is cancelled, and the
+// A handler must not end the transaction by a statement of its own (COMMIT, ROLLBACK,
+// PREPARE TRANSACTION), nor use it in goroutines that outlive it. That it did the first is
+// found out at its end, whatever it answered: nothing is stored, a response that would
+// have been is replaced by a 503, and the event says so ([idempotency.ErrHandlerEnded]).
+//
+// A commit has two thirds of WithStoreTimeout; one that takes longer is cancelled, and the
 // client told to come again: give it time where commits are slow, by deferred triggers or
-// standbys. A request nested in another, of a batch say, needs a connection of its own.
+// standbys. The last third is for finding out what became of it. A request nested in
+// another, of a batch say, needs a connection of its own; where the pool has none left, it
+// is refused after WithStoreTimeout.
 //
 // A connection that hangs without being closed keeps its key in flight until the server
 // notices: set tcp_keepalives_idle and idle_in_transaction_session_timeout there. Where
-// tenants have types of their own, let the pool cache no statements (search_path decides
+// tenants have types of their own or tables that differ, let the pool cache neither
+// statements nor their descriptions, by [pgx.QueryExecModeExec] say (search_path decides
 // what a name means). Serializable transactions of one tenant may meet at the table of
 // records however different their keys are; expect reruns.
 //
@@ -102,9 +110,13 @@ func WithReruns(n int) TxOption {
 // time, the unique key decides: the transaction finds the claim with a lease at its end,
 // and is rolled back.
 //
+// Requests that wait ([idempotency.WithWait]) hold no connection. They are told at once of
+// an end in their own process, and ask again for one elsewhere, at growing intervals of up
+// to a second: a transaction does not see who waits for it.
+//
 // It panics when an option cannot work.
 func (s *Store) Transactional(opts ...TxOption) idempotency.Store {
-	t := &txStore{store: s, reruns: DefaultReruns, running: make(map[idempotency.Token]*txAttempt)}
+	t := &txStore{store: s, asks: firstAsk, reruns: DefaultReruns, running: make(map[idempotency.Token]*txAttempt)}
 	for _, opt := range opts {
 		if err := opt(t); err != nil {
 			panic(fmt.Errorf("pgstore: Transactional: %w", err))
@@ -115,6 +127,7 @@ func (s *Store) Transactional(opts ...TxOption) idempotency.Store {
 
 type txStore struct {
 	store   *Store
+	asks    time.Duration // before who waits first asks without having been told
 	options pgx.TxOptions
 	reruns  int
 
@@ -122,7 +135,10 @@ type txStore struct {
 	running map[idempotency.Token]*txAttempt
 }
 
-var _ idempotency.StepStore = (*txStore)(nil)
+var (
+	_ idempotency.StepStore  = (*txStore)(nil)
+	_ idempotency.WatchStore = (*txStore)(nil)
+)
 
 // txAttempt is an attempt between its claim and its end, with the connection that its
 // transaction is on.
@@ -205,23 +221,27 @@ func (t *txStore) Complete(ctx context.Context, c idempotency.Claim, rec *idempo
 		return t.findOut(ctx, c)
 	}
 	a.tx.seen.end(a.conn.Conn())
+	defer t.ended(c)
+	defer a.giveBack(ctx)
 	if a.conn.Conn().IsClosed() {
-		giveBack(ctx, a.conn)
 		return t.rolledBack(a, errors.New("the connection broke while the handler ran"))
 	}
 	status := a.conn.Conn().PgConn().TxStatus()
 	if status == 'I' {
-		giveBack(ctx, a.conn)
-		return fmt.Errorf("pgstore: complete for org %s: %w: the handler ended the transaction itself, by a statement of its own; leave that to the store",
-			c.OrgID, idempotency.ErrStoreRefused)
+		return endedByHandler("complete", c)
 	}
-	// A handler may answer a statement that failed with an outcome that is one: a conflict,
-	// say. It is stored, and what the handler did before is undone.
-	if status == 'E' && rec.ResponseStatus >= 400 && a.tx.seen.met() == nil {
-		if err := db.UndoHandler(ctx, a.conn); err != nil {
-			giveBack(ctx, a.conn)
+	if status == 'E' {
+		err := db.UndoHandler(ctx, a.conn)
+		switch {
+		case db.EndedWithin(err):
+			return endedByHandler("complete", c)
+		case err != nil:
 			return t.rolledBack(a, err)
+		case rec.ResponseStatus < 400 || a.tx.seen.met() != nil:
+			return t.rolledBack(a, errors.New("one of the handler's statements had failed"))
 		}
+		// A handler may answer a statement that failed with an outcome that is one: a conflict,
+		// say. It is stored, and what the handler did before has been undone.
 	}
 	committed, err := a.tenant.InsertCommit(ctx, a.conn, a.seen, db.InsertCompletedParams{
 		Ttl: a.req.TTL, Token: uuid.UUID(c.Token), OrgID: c.OrgID, Attempt: a.attempt,
@@ -229,13 +249,13 @@ func (t *txStore) Complete(ctx context.Context, c idempotency.Claim, rec *idempo
 		Key: c.Key, RequestHash: encodeHash(a.req.RequestHash),
 		ResponseHeaders: encodeHeaders(rec), ResponseBody: rec.ResponseBody,
 	})
-	giveBack(ctx, a.conn)
 	switch {
 	case committed:
-		t.store.listener.ends.Signal(newWaitKey(c.OrgID, c.Key))
 		return nil
 	case err == nil:
 		return t.rolledBack(a, errors.New("the transaction had failed before"))
+	case db.EndedWithin(err):
+		return endedByHandler("complete", c)
 	case isAnswer(err):
 		return t.rolledBack(a, err)
 	}
@@ -249,12 +269,47 @@ func (t *txStore) Release(ctx context.Context, c idempotency.Claim) error {
 		return lostOr("release", c.OrgID, pgx.ErrNoRows)
 	}
 	a.tx.seen.end(a.conn.Conn())
-	giveBack(ctx, a.conn)
-	t.store.listener.ends.Signal(newWaitKey(c.OrgID, c.Key))
+	ended := a.rollBack(ctx)
+	a.giveBack(ctx)
+	t.ended(c)
+	if ended {
+		return endedByHandler("release", c)
+	}
 	if err := t.rolledBack(a, nil); errors.Is(err, idempotency.ErrRerun) {
 		return err
 	}
 	return nil
+}
+
+// rollBack rolls the attempt's transaction back, and reports whether its handler had
+// ended it before.
+func (a *txAttempt) rollBack(ctx context.Context) (ended bool) {
+	conn := a.conn.Conn()
+	switch {
+	case conn.IsClosed():
+		return false
+	case conn.PgConn().TxStatus() == 'I':
+		return true
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
+	defer cancel()
+	return db.EndedWithin(db.RollBack(ctx, conn))
+}
+
+// giveBack gives the attempt's connection back, unless its handler may have kept it.
+func (a *txAttempt) giveBack(ctx context.Context) {
+	if a.tx.seen.wasLent() {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
+		defer cancel()
+		_ = a.conn.Conn().Close(closing)
+	}
+	giveBack(ctx, a.conn)
+}
+
+// endedByHandler says that a handler has ended the transaction by a statement of its own,
+// a COMMIT perhaps.
+func endedByHandler(step string, c idempotency.Claim) error {
+	return fmt.Errorf("pgstore: %s for org %s: %w", step, c.OrgID, idempotency.ErrHandlerEnded)
 }
 
 // Get implements [idempotency.Store].

@@ -20,7 +20,9 @@ import (
 //
 // The store commits and rolls back: Commit and Rollback of the transaction itself return
 // an error and do nothing. Begin makes a savepoint, as with any pgx.Tx. When the handler
-// has returned, the transaction is closed to it.
+// has returned, the transaction is closed to it. What its Conn and LargeObjects give
+// cannot be closed without the connection: where a handler has asked for them, the
+// connection is not used again, and the next request makes a new one.
 func Tx(ctx context.Context) (pgx.Tx, bool) {
 	tx, ok := idempotency.Transaction(ctx).(*handlerTx)
 	if org, _ := tenancy.OrgID(ctx); !ok || org != tx.org {
@@ -38,6 +40,7 @@ var errManaged = errors.New("pgstore: the store commits the transaction after th
 type seenByHandler struct {
 	mu       sync.Mutex
 	ended    bool  // the handler has returned
+	lent     bool  // it was given what reaches the connection past the lock
 	conflict error // the first serialization failure or deadlock
 }
 
@@ -68,6 +71,20 @@ func (s *seenByHandler) end(conn *pgx.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ended = true
+}
+
+// lend notes that the handler gets at the connection itself, or refuses it.
+func (s *seenByHandler) lend() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lent = s.lent || !s.ended
+	return !s.ended
+}
+
+func (s *seenByHandler) wasLent() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lent
 }
 
 func (s *seenByHandler) met() error {
@@ -176,8 +193,21 @@ func (tx *handlerTx) Prepare(ctx context.Context, name, sql string) (*pgconn.Sta
 	return tx.Tx.Prepare(ctx, name, sql)
 }
 
-// LargeObjects implements [pgx.Tx]. They must not be used after the handler has returned.
-func (tx *handlerTx) LargeObjects() pgx.LargeObjects { return tx.Tx.LargeObjects() }
+// LargeObjects implements [pgx.Tx].
+func (tx *handlerTx) LargeObjects() pgx.LargeObjects {
+	if !tx.seen.lend() {
+		return closedTx().LargeObjects()
+	}
+	return tx.Tx.LargeObjects()
+}
+
+// Conn implements [pgx.Tx]. It returns nil after the handler has returned.
+func (tx *handlerTx) Conn() *pgx.Conn {
+	if !tx.seen.lend() {
+		return nil
+	}
+	return tx.Tx.Conn()
+}
 
 // notedRows are rows whose steps hold the lock, and whose errors are looked at.
 type notedRows struct {
@@ -228,6 +258,13 @@ func (r notedRows) Values() ([]any, error) {
 	return r.Rows.Values()
 }
 
+func (r notedRows) Conn() *pgx.Conn {
+	if !r.seen.lend() {
+		return nil
+	}
+	return r.Rows.Conn()
+}
+
 type notedRow struct {
 	pgx.Row
 	seen *seenByHandler
@@ -272,12 +309,22 @@ func (b notedBatch) QueryRow() pgx.Row {
 	return notedRow{b.BatchResults.QueryRow(), b.seen}
 }
 
+// Tx is that of a batch that begins a transaction, which within one is a mistake.
+func (b notedBatch) Tx() pgx.Tx { return closedTx() }
+
 func (b notedBatch) Close() error {
 	if err := b.seen.begin(); err != nil {
 		return err
 	}
 	defer b.seen.mu.Unlock()
 	return b.seen.note(b.BatchResults.Close())
+}
+
+// closedTx returns a transaction of which every step gives pgx.ErrTxClosed.
+func closedTx() pgx.Tx {
+	var b pgx.Batch
+	b.BeginTx(pgx.TxOptions{})
+	return pgx.FailedBatchResults(&b, pgx.ErrTxClosed).Tx()
 }
 
 // closedRows is a result of a transaction that is closed.
@@ -306,4 +353,4 @@ func (b closedBatch) Exec() (pgconn.CommandTag, error) { return pgconn.CommandTa
 func (b closedBatch) Query() (pgx.Rows, error)         { return closedRows{err: b.err}, b.err }
 func (b closedBatch) QueryRow() pgx.Row                { return closedRows{err: b.err} }
 func (b closedBatch) Close() error                     { return b.err }
-func (b closedBatch) Tx() pgx.Tx                       { return nil }
+func (b closedBatch) Tx() pgx.Tx                       { return closedTx() }

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // EnterSelect begins a transaction and runs [Queries.EnterTenant] and
@@ -48,10 +49,25 @@ func UndoHandler(ctx context.Context, db DBTX) error {
 	return err
 }
 
+// EndedWithin reports whether a statement failed because the transaction that
+// [Tenant.EnterSelect] began is not there any more: a handler has ended it, and may have
+// begun another.
+func EndedWithin(err error) bool {
+	const codeInvalidSavepoint = "3B001"
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == codeInvalidSavepoint
+}
+
+// RollBack rolls the transaction that [Tenant.EnterSelect] began back, in one round trip.
+// Should that have been ended within, what was begun after it is left to the caller.
+func RollBack(ctx context.Context, conn *pgx.Conn) error {
+	return conn.PgConn().Exec(ctx, "ROLLBACK TO SAVEPOINT "+handlerSavepoint+"; ROLLBACK").Close()
+}
+
 // InsertCommit runs [Queries.DeleteSeen], if there is a record to be made room for,
 // [Queries.InsertCompleted] and a COMMIT in one round trip. It reports whether the
 // transaction was committed: one that had failed before is rolled back by COMMIT
-// without an error.
+// without an error. One that was ended within gives an error, see [EndedWithin].
 func (t Tenant) InsertCommit(ctx context.Context, b Batcher, seen *DeleteSeenParams, arg InsertCompletedParams) (committed bool, err error) {
 	remove, err := t.texts.in(t.schema, deleteSeen)
 	if err != nil {
@@ -62,6 +78,7 @@ func (t Tenant) InsertCommit(ctx context.Context, b Batcher, seen *DeleteSeenPar
 		return false, err
 	}
 	var batch pgx.Batch
+	batch.Queue("RELEASE SAVEPOINT " + handlerSavepoint)
 	if seen != nil {
 		batch.Queue(remove, seen.OrgID, seen.Key, seen.SeenToken)
 	}

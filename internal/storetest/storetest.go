@@ -82,10 +82,19 @@ type store struct {
 
 // Suite returns what the suites of idempotencytest need to run over the pool.
 func Suite(pool *pgxpool.Pool) (newStore func(testing.TB) idempotency.Store, opts []idempotencytest.Option) {
+	return SuiteBehind(pool, pool)
+}
+
+// SuiteBehind is Suite over a pool whose connections lead through a pooler, with a pool of
+// direct ones for what that cannot do.
+func SuiteBehind(pool, direct *pgxpool.Pool) (newStore func(testing.TB) idempotency.Store, opts []idempotencytest.Option) {
 	newStore = func(t testing.TB) idempotency.Store {
-		s := NewStore(t, pool)
+		s, err := pgstore.New(pool, PerOrg, pgstore.WithListenConfig(direct.Config().ConnConfig))
+		if err != nil {
+			t.Fatal(err)
+		}
 		t.Cleanup(s.Close)
-		return &store{Store: s, pool: pool}
+		return &store{Store: s, pool: direct}
 	}
 	newTenant := func(t testing.TB, s idempotency.Store) uuid.UUID {
 		of := s.(*store)

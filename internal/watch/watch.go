@@ -20,6 +20,11 @@ type Hub[K comparable] struct {
 // afterwards: a change in between is then never missed.
 func (h *Hub[K]) Watch(key K) (changed <-chan struct{}, stop func()) {
 	ch := make(chan struct{}, 1)
+	return ch, h.WatchOn(key, ch)
+}
+
+// WatchOn is [Hub.Watch] on a channel of the caller's, which has room for one value.
+func (h *Hub[K]) WatchOn(key K, ch chan struct{}) (stop func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.watchers == nil {
@@ -30,7 +35,7 @@ func (h *Hub[K]) Watch(key K) (changed <-chan struct{}, stop func()) {
 	}
 	h.watchers[key][ch] = struct{}{}
 	h.watching.Add(1)
-	return ch, func() { h.remove(key, ch) }
+	return func() { h.remove(key, ch) }
 }
 
 func (h *Hub[K]) remove(key K, ch chan struct{}) {

@@ -1,0 +1,135 @@
+package idempotency_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pgidem/pgidem/idempotency"
+)
+
+// lostStore is a MemoryStore in which another attempt has taken over by the time that the
+// first one ends, or extends its lease.
+type lostStore struct {
+	*idempotency.MemoryStore
+	extensions bool // are refused, too
+}
+
+func (s *lostStore) Extend(ctx context.Context, c idempotency.Claim, lease time.Duration) error {
+	if s.extensions {
+		c.Token = idempotency.NewToken()
+	}
+	return s.MemoryStore.Extend(ctx, c, lease)
+}
+
+func (s *lostStore) Complete(ctx context.Context, c idempotency.Claim, rec *idempotency.Record) error {
+	c.Token = idempotency.NewToken()
+	return s.MemoryStore.Complete(ctx, c, rec)
+}
+
+func (s *lostStore) Release(ctx context.Context, c idempotency.Claim) error {
+	c.Token = idempotency.NewToken()
+	return s.MemoryStore.Release(ctx, c)
+}
+
+// TestLostLeasesAreReported: whatever an attempt is refused that has lost its lease, one
+// event says so, with the error; and no client is told a second story.
+func TestLostLeasesAreReported(t *testing.T) {
+	t.Parallel()
+	cancelled := func(r *http.Request) {
+		<-r.Context().Done()
+		if cause := context.Cause(r.Context()); !errors.Is(cause, idempotency.ErrLeaseLost) {
+			panic(cause)
+		}
+	}
+	for name, c := range map[string]struct {
+		extensions bool
+		handle     http.HandlerFunc
+		status     int
+	}{
+		"at an extension, of a handler that gives up": {true, func(_ http.ResponseWriter, r *http.Request) { cancelled(r) }, http.StatusConflict},
+		"at an extension, of one that does not": {true, func(w http.ResponseWriter, r *http.Request) {
+			cancelled(r)
+			w.WriteHeader(http.StatusCreated)
+		}, http.StatusConflict},
+		"at the completion": {false, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusCreated) }, http.StatusConflict},
+		"at the release":    {false, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }, http.StatusBadGateway},
+		"at the release, after a panic": {false, func(http.ResponseWriter, *http.Request) {
+			panic(http.ErrAbortHandler)
+		}, http.StatusOK}, // of the recorder, to which nothing was sent
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var events []idempotency.Event
+			h := idempotency.Require(&lostStore{idempotency.NewMemoryStore(), c.extensions},
+				idempotency.WithLease(30*time.Millisecond),
+				idempotency.WithObserver(func(_ context.Context, e idempotency.Event) { events = append(events, e) }),
+			)(c.handle)
+			w := httptest.NewRecorder()
+			func() {
+				defer func() {
+					if err, _ := recover().(error); err != nil && !errors.Is(err, http.ErrAbortHandler) {
+						t.Errorf("panic: %v", err)
+					}
+				}()
+				h.ServeHTTP(w, request(t, "k", ""))
+			}()
+			if w.Code != c.status || strings.Contains(w.Body.String(), "lease_lost") != (c.status == http.StatusConflict) {
+				t.Errorf("%d %s, want %d", w.Code, w.Body, c.status)
+			}
+			if len(events) != 1 || events[0].Decision != idempotency.DecisionLeaseLost || !errors.Is(events[0].Err, idempotency.ErrLeaseLost) {
+				t.Errorf("events %+v", events)
+			}
+		})
+	}
+}
+
+// TestLapsedLeaseIsAskedForOnceMore: a process that was paused past all deadlines, so that no
+// try to store its outcome has been answered, does not send a response before it has asked.
+func TestLapsedLeaseIsAskedForOnceMore(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		lease  time.Duration
+		last   error
+		status int
+	}{
+		"and is another's":       {50 * time.Millisecond, idempotency.ErrLeaseLost, http.StatusConflict},
+		"and is its own":         {50 * time.Millisecond, nil, http.StatusCreated},
+		"and nobody knows":       {50 * time.Millisecond, errors.New("down"), http.StatusCreated},
+		"but not before it ends": {time.Hour, idempotency.ErrLeaseLost, http.StatusCreated},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			const storeTimeout = 300 * time.Millisecond
+			began := time.Now()
+			store := &hookedStore{MemoryStore: idempotency.NewMemoryStore(), extend: func(context.Context) error { return errors.New("cut off") }}
+			late := &lateStore{hookedStore: store, complete: func() error {
+				if time.Since(began) < storeTimeout {
+					time.Sleep(storeTimeout) // the process is paused
+					return context.DeadlineExceeded
+				}
+				return c.last
+			}}
+			h := idempotency.Require(late, idempotency.WithLease(c.lease), idempotency.WithStoreTimeout(storeTimeout))(
+				http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusCreated) }))
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, request(t, "k", ""))
+			if w.Code != c.status {
+				t.Errorf("%d %s, want %d", w.Code, w.Body, c.status)
+			}
+		})
+	}
+}
+
+type lateStore struct {
+	*hookedStore
+	complete func() error
+}
+
+func (s *lateStore) Complete(context.Context, idempotency.Claim, *idempotency.Record) error {
+	return s.complete()
+}
