@@ -132,7 +132,7 @@ WITH released AS (
 )
 SELECT c.awaited FROM released AS c;
 
--- name: KeepRequest :exec
+-- name: KeepRequest :execrows
 -- KeepRequest keeps the request of an attempt that is about to claim its key by the lock
 -- of a transaction. It leaves one that is there as it is, unless that has expired or was
 -- given up, and keeps none of a key that has completed.

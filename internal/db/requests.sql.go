@@ -483,7 +483,7 @@ func (q *Queries) HasRequest(ctx context.Context, arg HasRequestParams) (bool, e
 	return kept, err
 }
 
-const keepRequest = `-- name: KeepRequest :exec
+const keepRequest = `-- name: KeepRequest :execrows
 INSERT INTO /*tenant.*/idempotency_requests AS q (
     created_at, expires_at, next_at, lock_key, token, org_id, attempts, gave_up, key, request_hash,
     method, target, host, pattern, path_values, headers, body
@@ -529,8 +529,8 @@ type KeepRequestParams struct {
 // KeepRequest keeps the request of an attempt that is about to claim its key by the lock
 // of a transaction. It leaves one that is there as it is, unless that has expired or was
 // given up, and keeps none of a key that has completed.
-func (q *Queries) KeepRequest(ctx context.Context, arg KeepRequestParams) error {
-	_, err := q.db.Exec(ctx, keepRequest,
+func (q *Queries) KeepRequest(ctx context.Context, arg KeepRequestParams) (int64, error) {
+	result, err := q.db.Exec(ctx, keepRequest,
 		arg.Ttl,
 		arg.Lease,
 		arg.LockKey,
@@ -546,7 +546,10 @@ func (q *Queries) KeepRequest(ctx context.Context, arg KeepRequestParams) error 
 		arg.Headers,
 		arg.Body,
 	)
-	return err
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const pickRequests = `-- name: PickRequests :many
