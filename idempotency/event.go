@@ -131,7 +131,7 @@ func (d Decision) level() slog.Level {
 	switch d {
 	case DecisionInterrupted, DecisionBypassedNoOrg, DecisionRanUnprotected, DecisionCompleteFailed, DecisionLeaseLost:
 		return slog.LevelError
-	case DecisionPanicked, DecisionNoOutcome, DecisionRolledBack, DecisionStoreError, DecisionReleaseFailed, DecisionUnknownTenant, DecisionAborted, DecisionNotRecoverable:
+	case DecisionPanicked, DecisionNoOutcome, DecisionRolledBack, DecisionStoreError, DecisionReleaseFailed, DecisionUnknownTenant, DecisionAborted:
 		return slog.LevelWarn
 	default:
 		return slog.LevelDebug

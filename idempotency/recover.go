@@ -107,9 +107,9 @@ func Recovered(ctx context.Context) bool {
 // runRecovered serves the request, and returns the panic of its handler as an error.
 func runRecovered(handler http.Handler, r *http.Request) (err error) {
 	defer func() {
-		switch p := recover(); {
-		case p == nil:
-		case p == http.ErrAbortHandler: //nolint:errorlint // this very value, as net/http compares it
+		switch p := recover(); p {
+		case nil:
+		case http.ErrAbortHandler:
 			err = errors.New("the handler aborted the response")
 		default:
 			err = fmt.Errorf("the handler panicked: %v\n%s", p, debug.Stack())

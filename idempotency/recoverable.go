@@ -2,6 +2,7 @@ package idempotency
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -116,7 +117,7 @@ const maxKeptHead = http.DefaultMaxHeaderBytes
 // checkRecoverable reports what does not go together with [WithRecoverable].
 func (c *config) checkRecoverable() error {
 	if c.keepsRequests() && c.interrupted == Refuse {
-		return fmt.Errorf("idempotency: WithRecoverable runs interrupted requests again, which WithInterrupted(Refuse) forbids: choose one; a Require around each group of routes may choose for itself")
+		return errors.New("idempotency: WithRecoverable runs interrupted requests again, which WithInterrupted(Refuse) forbids: choose one; a Require around each group of routes may choose for itself")
 	}
 	return nil
 }

@@ -211,7 +211,7 @@ WITH picked AS MATERIALIZED (
     FROM /*tenant.*/idempotency_requests AS q
     LEFT JOIN /*tenant.*/idempotency_records AS r ON r.org_id = q.org_id AND r.key = q.key
     WHERE q.next_at <= now() AND q.expires_at > now() AND NOT q.gave_up AND q.attempts < @max_attempts::integer
-      AND q.org_id = ANY (@org_ids::uuid[])
+      AND q.org_id = ANY (sqlc.arg(org_ids)::text[]::uuid[])
       AND (
           (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.lease_until <= now())
           OR (
@@ -261,7 +261,7 @@ WITH spent AS MATERIALIZED (
     FROM /*tenant.*/idempotency_requests AS q
     LEFT JOIN /*tenant.*/idempotency_records AS r ON r.org_id = q.org_id AND r.key = q.key
     WHERE q.next_at <= now() AND q.expires_at > now() AND NOT q.gave_up AND q.attempts >= @max_attempts::integer
-      AND q.org_id = ANY (@org_ids::uuid[])
+      AND q.org_id = ANY (sqlc.arg(org_ids)::text[]::uuid[])
       AND (
           (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.lease_until <= now())
           OR (

@@ -10,8 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/internal/db"
 	"github.com/pgidem/pgidem/tenancy"
@@ -45,7 +43,7 @@ func (s *sweep) count(change func(*CompleterResult)) {
 type due struct {
 	schema tenancy.Schema
 	tenant db.Tenant
-	orgs   []uuid.UUID
+	orgs   []string // in text form: without prepared statements pgx cannot send arrays of UUIDs
 }
 
 // pass starts the handlers of all requests that are due, tenants by turns, as slots become
@@ -110,7 +108,7 @@ func (s *sweep) look(ctx context.Context, name string) (d due, err error) {
 		case schema != d.schema:
 			errs = append(errs, fmt.Errorf("pgstore: completer: schema %s holds interrupted requests of org %s, which the directory leads to %s: they are left alone; clear them away, or run the completer of the service whose they are", d.schema, org, schema))
 		default:
-			d.orgs = append(d.orgs, org)
+			d.orgs = append(d.orgs, org.String())
 		}
 	}
 	return d, errors.Join(errs...)
@@ -198,7 +196,7 @@ func (s *sweep) run(ctx context.Context, d due, row db.PickRequestsRow) {
 	case idempotency.DecisionTakenOver, idempotency.DecisionExecuted:
 		s.count(func(r *CompleterResult) { r.Completed++ })
 		s.logger.LogAttrs(ctx, slog.LevelInfo, "pgidem completer: a request whose process had died is completed", about...)
-	case idempotency.DecisionInFlight, idempotency.DecisionNotInterrupted, idempotency.DecisionClientLeft:
+	case idempotency.DecisionInFlight, idempotency.DecisionNotInterrupted, idempotency.DecisionMismatch, idempotency.DecisionClientLeft:
 		s.giveBack(ctx, d, row, s.pause)
 	case idempotency.DecisionStoreError, idempotency.DecisionUnknownTenant, idempotency.DecisionNotRecoverable:
 		s.giveBack(ctx, d, row, s.pause)

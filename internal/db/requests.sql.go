@@ -386,7 +386,7 @@ WITH spent AS MATERIALIZED (
     FROM /*tenant.*/idempotency_requests AS q
     LEFT JOIN /*tenant.*/idempotency_records AS r ON r.org_id = q.org_id AND r.key = q.key
     WHERE q.next_at <= now() AND q.expires_at > now() AND NOT q.gave_up AND q.attempts >= $1::integer
-      AND q.org_id = ANY ($2::uuid[])
+      AND q.org_id = ANY ($2::text[]::uuid[])
       AND (
           (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.lease_until <= now())
           OR (
@@ -419,7 +419,7 @@ RETURNING q.org_id, q.key, q.attempts, q.method, q.target, q.headers
 
 type GiveUpDeadParams struct {
 	MaxAttempts int32
-	OrgIds      []uuid.UUID
+	OrgIds      []string
 	BatchRows   int32
 }
 
@@ -558,7 +558,7 @@ WITH picked AS MATERIALIZED (
     FROM /*tenant.*/idempotency_requests AS q
     LEFT JOIN /*tenant.*/idempotency_records AS r ON r.org_id = q.org_id AND r.key = q.key
     WHERE q.next_at <= now() AND q.expires_at > now() AND NOT q.gave_up AND q.attempts < $2::integer
-      AND q.org_id = ANY ($3::uuid[])
+      AND q.org_id = ANY ($3::text[]::uuid[])
       AND (
           (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.lease_until <= now())
           OR (
@@ -592,7 +592,7 @@ RETURNING q.org_id, q.key, q.request_hash, q.attempts, q.method, q.target, q.hos
 type PickRequestsParams struct {
 	Pause       time.Duration
 	MaxAttempts int32
-	OrgIds      []uuid.UUID
+	OrgIds      []string
 	BatchRows   int32
 }
 
