@@ -769,7 +769,7 @@ func TestCompleterLeavesOthersAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	completer, err := pgstore.NewCompleter(elsewhere, c.handler)
+	completer, err := pgstore.NewCompleter(elsewhere, c.handler, pgstore.WithCompleterLogger(slog.New(slog.DiscardHandler)))
 	if err != nil {
 		t.Fatal(err)
 	}
