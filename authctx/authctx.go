@@ -10,6 +10,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/google/uuid"
 
+	"github.com/pgidem/pgidem/internal/recovery"
 	"github.com/pgidem/pgidem/internal/route"
 	"github.com/pgidem/pgidem/tenancy"
 )
@@ -72,9 +73,15 @@ func New(opts ...Option) (*Authenticator, error) {
 // Middleware calls next for requests with a valid token, with its org_id and
 // claims in the context, and for the routes of [WithExclude] as they are. It
 // answers all others itself.
+//
+// A request that is run again because its process died (idempotency.Recovered) has no
+// token, for none was kept: it passes with the org_id that it was made with, once it had
+// passed here with a token, and without claims. Its context says so, which nothing that
+// comes over the network can. Where it brings an Authorization header all the same, that
+// is what counts.
 func (a *Authenticator) Middleware(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if a.exclude.Match(r) {
+		if a.exclude.Match(r) || isRecovered(r) {
 			next.ServeHTTP(w, r)
 			return
 		}
@@ -85,6 +92,13 @@ func (a *Authenticator) Middleware(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r.WithContext(ctx))
 	})
+}
+
+// isRecovered reports whether a worker runs the request again, for the tenant in its
+// context.
+func isRecovered(r *http.Request) bool {
+	orgID, ok := tenancy.OrgID(r.Context())
+	return ok && recovery.Is(r.Context(), orgID) && len(r.Header["Authorization"]) == 0
 }
 
 // authenticate returns the request's context with the identity of its caller.

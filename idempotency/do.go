@@ -78,6 +78,7 @@ const doDomain = "do"
 func withoutHTTP(outcome *Outcome) Option {
 	return func(c *config) error {
 		c.domain, c.exclude, c.requireKeyAlways = doDomain, &route.Set{}, false
+		c.recoverAll, c.recovered = false, nil
 		next := c.observer
 		c.observer = func(ctx context.Context, e Event) {
 			*outcome = e.Decision

@@ -194,6 +194,34 @@
 // an attempt that was interrupted. Effects outside the database cannot be made exactly
 // once without a key that the other side honours; no library can promise that.
 //
+// # Requests whose process died
+//
+// A process that dies leaves its request in progress, and by default a retry of the client
+// takes it over once the lease has lapsed. Some clients do not come back. With
+// [WithRecoverable] the request itself is kept while it is in progress, and a worker of the
+// store, pgstore.Completer, runs it again through the same handler until it completes, or
+// until it has been tried often enough. The client that comes back later finds the finished
+// response; one that comes back in between is told that its request is in flight, or waits
+// for it ([WithWait]).
+//
+//	kept, and removed with                       the claim, and the outcome or the release    RequestIsRecovered,
+//	                                                                                          RequestEndsWithCompletion,
+//	                                                                                          RequestEndsWithRelease
+//	run again by a worker                        only what is interrupted, by one at a time   RecoveryOfNothing,
+//	                                                                                          RecoveriesHaveOneWinner
+//	run again, and released                      is tried again                               RecoveryThatFails
+//	taken over by a client                       is the client's                              RequestIsKeptAnew
+//
+// This is at least once, as every retry is: a handler that died may have had any part of
+// its effects, and a response that was sent but could not be stored is followed by another
+// run, with nobody there to see it. What must not happen twice belongs in a [Step], behind a
+// [ChildKey], or in a transaction.
+//
+// A recovered request ([Recovered]) is the one that was kept: its path, its body and the
+// headers of [WithRecoverableHeaders], which hold no credentials. It passes authctx with the
+// org_id that it was made with, and its handler finds no claims of a token; scope and
+// fingerprint are those of the record.
+//
 // # Without HTTP
 //
 // [Do] gives a consumer of messages or a job the same guarantee.

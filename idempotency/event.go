@@ -84,6 +84,12 @@ const (
 	// DecisionLeaseLost (!) means that the handler ran, but another attempt had
 	// taken over.
 	DecisionLeaseLost Decision = "lease_lost"
+	// DecisionNotInterrupted means that a worker found nothing to recover ([Recover]): the
+	// request has meanwhile completed, or its attempt was released.
+	DecisionNotInterrupted Decision = "not_interrupted"
+	// DecisionNotRecoverable means that a request was not run again because its route is
+	// none of those of [WithRecoverable], or no longer.
+	DecisionNotRecoverable Decision = "not_recoverable"
 )
 
 // Event tells what became of one request that carried, or should have carried,
@@ -104,6 +110,9 @@ type Event struct {
 	// Attempt counts the attempts at the key, from 1, where the handler ran
 	// under a claim.
 	Attempt int
+	// Recovered says that it is a request that was interrupted and is run again
+	// ([Recover]).
+	Recovered bool
 	// Reruns counts how often the handler was run again because its transaction had
 	// met others.
 	Reruns int
@@ -133,10 +142,14 @@ func (d Decision) level() slog.Level {
 func newEvent(r *http.Request, orgID uuid.UUID, key string) *Event {
 	e := &Event{Decision: DecisionAborted, OrgID: orgID, Method: r.Method, Path: r.URL.Path}
 	if key != "" {
-		sum := sha256.Sum256([]byte(key))
-		e.KeyHash = hex.EncodeToString(sum[:8])
+		e.KeyHash = keyHash(key)
 	}
 	return e
+}
+
+func keyHash(key string) string {
+	sum := sha256.Sum256([]byte(key))
+	return hex.EncodeToString(sum[:8])
 }
 
 // report hands the event to the observer and the log.
@@ -162,6 +175,9 @@ func (c *config) report(ctx context.Context, e *Event) {
 	}
 	if e.Attempt > 0 {
 		attrs = append(attrs, slog.Int("attempt", e.Attempt))
+	}
+	if e.Recovered {
+		attrs = append(attrs, slog.Bool("recovered", true))
 	}
 	if e.Reruns > 0 {
 		attrs = append(attrs, slog.Int("reruns", e.Reruns))

@@ -53,6 +53,10 @@ type config struct {
 	interrupted      InterruptedPolicy
 	failOpen         bool
 	detached         bool
+	recoverAll       bool
+	recovered        []string
+	recoverable      *route.Set // compiled from recovered
+	recoverHeaders   []string
 	logger           *slog.Logger
 	observer         func(context.Context, Event)
 }
@@ -70,6 +74,7 @@ func newConfig(opts []Option) (*config, error) {
 		storable:         storableStatus,
 		keepHeader:       keepHeader,
 		errorHandler:     WriteProblem,
+		recoverHeaders:   recoverableHeaders,
 		logger:           slog.Default(),
 	}
 	for i, opt := range opts {
@@ -83,7 +88,7 @@ func newConfig(opts []Option) (*config, error) {
 	if c.ttl < c.lease {
 		return nil, fmt.Errorf("idempotency: WithTTL(%s) is shorter than WithLease(%s): a record would expire while its request runs", c.ttl, c.lease)
 	}
-	return c, nil
+	return c, c.checkRecoverable()
 }
 
 // WithExclude lets the given routes pass through untouched: login routes, say,

@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/pgidem/pgidem/internal/recovery"
 	"github.com/pgidem/pgidem/tenancy"
 )
 
@@ -43,6 +44,9 @@ func Require(store Store, opts ...Option) func(http.Handler) http.Handler {
 	leases, ok := store.(LeaseStore)
 	if !ok {
 		leases = newPlainStore(store)
+	}
+	if _, ok := store.(RequestStore); !ok && cfg.keepsRequests() {
+		panic("idempotency: WithRecoverable: the store keeps no requests: use pgstore.Store, or another RequestStore")
 	}
 	return func(next http.Handler) http.Handler {
 		return &middleware{config: cfg, store: leases, next: next}
@@ -90,6 +94,11 @@ func (m *middleware) serveKeyed(w http.ResponseWriter, r *http.Request, lines []
 		return
 	}
 	x.key, x.event = key, newEvent(r, orgID, key)
+	if x.recovery = m.recovering(r); x.recovery != nil {
+		x.event.Recovered = true
+		x.serveRecovery()
+		return
+	}
 	if !hasOrg {
 		x.serveWithoutOrg()
 		return
@@ -104,12 +113,14 @@ func (m *middleware) serveKeyed(w http.ResponseWriter, r *http.Request, lines []
 		x.refuse(ErrRequestUnreadable, fmt.Errorf("fingerprint: %w", err))
 		return
 	}
+	kept := m.keep(r, body)
 	x.serveClaiming(body, ClaimRequest{
-		Claim:       Claim{OrgID: orgID, Key: m.scoped(key, r), Token: NewToken()},
+		Claim:       Claim{OrgID: orgID, Key: m.scoped(key, r), Token: NewToken(), Kept: kept != nil},
 		RequestHash: bounded(hash),
 		Lease:       m.lease,
 		TTL:         m.ttl,
 		Interrupted: m.interrupted,
+		Request:     kept,
 	})
 }
 
@@ -136,7 +147,8 @@ type exchange struct {
 	*middleware
 	w          http.ResponseWriter
 	r          *http.Request
-	key        string // as the client meant it
+	key        string            // as the client meant it
+	recovery   *recovery.Attempt // nil but where a worker runs the request again
 	event      *Event
 	releaseErr error
 }
@@ -155,6 +167,9 @@ func (x *exchange) report() {
 		case x.event.Decision == DecisionReleased, x.event.Decision == DecisionClientLeft:
 			x.event.Decision = DecisionReleaseFailed
 		}
+	}
+	if x.recovery != nil {
+		x.recovery.End(string(x.event.Decision), x.event.Status, x.event.Err)
 	}
 	x.middleware.report(x.r.Context(), x.event)
 }
@@ -287,7 +302,7 @@ func (x *exchange) serveOnce(body []byte, req ClaimRequest) (again bool) {
 	asked := time.Now()
 	result, err := x.claim(req)
 	x.event.Claim = time.Since(asked)
-	if err == nil && result.Outcome == OutcomeInFlight && x.wait > 0 {
+	if err == nil && result.Outcome == OutcomeInFlight && x.wait > 0 && x.recovery == nil {
 		result, asked, err = x.await(req)
 		if err != nil && !errors.Is(err, tenancy.ErrUnknownTenant) {
 			x.refuse(ErrStoreUnavailable, err) // not even WithFailOpen runs beside an attempt in flight
@@ -296,6 +311,10 @@ func (x *exchange) serveOnce(body []byte, req ClaimRequest) (again bool) {
 	}
 	if err != nil {
 		x.serveUnclaimed(body, err)
+		return false
+	}
+	if x.recovery != nil && result.Outcome != OutcomeClaimed {
+		x.notRecovered(result.Outcome)
 		return false
 	}
 	switch result.Outcome {
@@ -331,7 +350,7 @@ func (x *exchange) claim(req ClaimRequest) (result ClaimResult, err error) {
 	}
 	undo, cancel := x.storeContext(x.storeTimeout / 2)
 	defer cancel()
-	if undoErr := x.store.Release(undo, req.Claim); undoErr != nil && !errors.Is(undoErr, ErrLeaseLost) {
+	if undoErr := x.store.Release(undo, x.releasing(req.Claim)); undoErr != nil && !errors.Is(undoErr, ErrLeaseLost) {
 		err = fmt.Errorf("%w; undoing the claim: %w", err, undoErr)
 	}
 	return ClaimResult{}, err
@@ -342,7 +361,7 @@ func (x *exchange) serveUnclaimed(body []byte, err error) {
 	switch {
 	case errors.Is(err, tenancy.ErrUnknownTenant):
 		x.refuse(tenancy.ErrUnknownTenant, err)
-	case x.failOpen && !isFinal(err):
+	case x.failOpen && !isFinal(err) && x.recovery == nil:
 		x.event.Decision, x.event.Err = DecisionRanUnprotected, err
 		x.runUnprotected(x.request(x.r.Context(), body))
 	default:
@@ -559,6 +578,7 @@ func (x *exchange) complete(c Claim, record *Record, keeper *leaseKeeper) error 
 func (x *exchange) release(c Claim) (again bool) {
 	started := time.Now()
 	defer func() { x.event.Complete = time.Since(started) }()
+	c = x.releasing(c)
 	err, unsure := x.persist(3, func(ctx context.Context) error { return x.store.Release(ctx, c) })
 	switch {
 	case unsure && errors.Is(err, ErrLeaseLost): // an earlier try did it, and its answer was lost

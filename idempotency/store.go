@@ -135,6 +135,29 @@ type StepStore interface {
 	SaveStep(ctx context.Context, c Claim, name string, result []byte) (stored []byte, err error)
 }
 
+// RequestStore is a [LeaseStore] that keeps the requests of attempts in progress
+// ([ClaimRequest.Request]), so that a worker of the store can find those that were
+// interrupted and have them run again by [Recover]. pgstore.Store is one, and so is what
+// its Transactional returns.
+//
+// A claim with a Request keeps it with the record that it claims, as one: an interrupted
+// attempt has either left both or, where it ran in a transaction, the request alone. A
+// claim that takes over keeps it anew. [Claim.Kept] tells which claims have one.
+//
+// Complete and Release of a claim that is Kept remove the request as they end the claim,
+// and only if they do; so do Put and Clear. An attempt that ends without this leaves the
+// request to the worker, until the record expires.
+//
+// Which requests are picked, when, and how often is the worker's affair. For each it calls
+// Recover, whose claim has [ClaimRequest.Recovery]; it is Kept when it is completed, and
+// not when it is released, so that the request is there for the next try.
+type RequestStore interface {
+	LeaseStore
+
+	// KeepsRequests does nothing. It says that the store does as described.
+	KeepsRequests()
+}
+
 // Token is the fencing token of one attempt: 128 random bits that no other
 // attempt ever has. An attempt that was paused past its lease finds another
 // token on its record and can change nothing there.
@@ -155,6 +178,9 @@ type Claim struct {
 	OrgID uuid.UUID
 	Key   string
 	Token Token
+	// Kept says that the store keeps the request of this claim ([RequestStore]), and is
+	// to remove it when the claim is completed or released. Other stores ignore it.
+	Kept bool
 }
 
 // ClaimRequest is a [Claim] to be made, with its terms.
@@ -176,6 +202,14 @@ type ClaimRequest struct {
 	// it is in flight. Once such a claim has been answered with [OutcomeInFlight],
 	// the end of the attempt in flight is signalled. Other stores ignore it.
 	Await bool
+	// Request is what a [RequestStore] is to keep for as long as the claim is in
+	// progress, or nil. It does not keep its memory.
+	Request *KeptRequest
+	// Recovery asks to take an interrupted attempt over whose request is kept, and for
+	// nothing else: where there is none the answer is [OutcomeNotInterrupted]. Only a
+	// [RequestStore] is asked. In a transaction, which leaves no record when it is
+	// interrupted, the kept request stands for one; nobody may hold its lock.
+	Recovery bool
 }
 
 // InterruptedPolicy says what a request gets that finds an earlier attempt of
@@ -209,6 +243,9 @@ const (
 	// OutcomeInterrupted means that an attempt of the same fingerprint let its lease
 	// lapse, and the request asked to [Refuse] such a record.
 	OutcomeInterrupted
+	// OutcomeNotInterrupted means that there is no interrupted attempt to be taken over by
+	// a claim that asks for one ([ClaimRequest.Recovery]).
+	OutcomeNotInterrupted
 )
 
 // ClaimResult is the answer to a [ClaimRequest].

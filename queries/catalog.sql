@@ -8,6 +8,16 @@ JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'lease_u
 WHERE c.relname = 'idempotency_records' AND c.relkind = 'r'
 ORDER BY n.nspname;
 
+-- name: RequestSchemas :many
+-- RequestSchemas lists the schemas that hold a table of kept requests in which there is
+-- something, or was since it was last vacuumed, by name.
+SELECT n.nspname::text AS schema
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'next_at' AND NOT a.attisdropped
+WHERE c.relname = 'idempotency_requests' AND c.relkind = 'r' AND pg_relation_size(c.oid::regclass) > 0
+ORDER BY n.nspname;
+
 -- name: DatabaseTime :one
 -- DatabaseTime returns the time by the database's clock.
 SELECT now()::timestamptz AS now;

@@ -64,3 +64,35 @@ SELECT (SELECT count(*) FROM deleted) AS deleted,
            WHERE b.ctid >= format('(%s,0)', @end_page::bigint)::tid
            LIMIT 1
        ), -1)::bigint AS next_page;
+
+-- name: PurgeRequestsBatch :one
+-- PurgeRequestsBatch is PurgeBatch for requests that are kept: an hour after they have
+-- expired, as for steps, and an hour after they were kept where nothing is in progress
+-- that they could be of. The hour spares what a claim keeps anew at that moment.
+WITH deleted AS (
+    DELETE FROM /*tenant.*/idempotency_requests AS d
+    WHERE d.ctid = ANY (ARRAY(
+        SELECT q.ctid
+        FROM /*tenant.*/idempotency_requests AS q
+        LEFT JOIN /*tenant.*/idempotency_records AS r ON r.org_id = q.org_id AND r.key = q.key
+        WHERE q.ctid >= format('(%s,0)', @first_page::bigint)::tid
+          AND q.ctid < format('(%s,0)', @end_page::bigint)::tid
+          AND (
+              (q.expires_at <= now() - interval '1 hour' AND (r.key IS NULL OR r.completed_at IS NOT NULL OR r.lease_until <= now()))
+              OR (q.created_at <= now() - interval '1 hour' AND (
+                  (r.completed_at IS NOT NULL AND r.expires_at > now())
+                  OR (q.lock_key IS NULL AND (r.key IS NULL OR r.completed_at IS NOT NULL OR r.request_hash <> q.request_hash))
+              ))
+          )
+        LIMIT @batch_rows
+        FOR UPDATE OF q SKIP LOCKED
+    ))
+    RETURNING 1
+)
+SELECT (SELECT count(*) FROM deleted) AS deleted,
+       COALESCE((
+           SELECT ltrim(split_part(b.ctid::text, ',', 1), '(')::bigint
+           FROM /*tenant.*/idempotency_requests AS b
+           WHERE b.ctid >= format('(%s,0)', @end_page::bigint)::tid
+           LIMIT 1
+       ), -1)::bigint AS next_page;

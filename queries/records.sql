@@ -93,10 +93,13 @@ WHERE r.org_id = @org_id AND r.key = @key AND r.completed_at IS NOT NULL AND r.e
 
 -- name: PutRecord :exec
 -- PutRecord writes a completed record whole, whatever was there. The steps of what was
--- there end with it.
+-- there end with it, and so does the request that is kept.
 WITH gone AS (
     DELETE FROM /*tenant.*/idempotency_steps AS s
     WHERE s.org_id = @org_id AND s.key = @key
+), forgotten AS (
+    DELETE FROM /*tenant.*/idempotency_requests AS q
+    WHERE q.org_id = @org_id AND q.key = @key
 )
 INSERT INTO /*tenant.*/idempotency_records AS r (
     created_at, expires_at, lease_until, completed_at, token, org_id, attempt,
@@ -113,10 +116,14 @@ SET created_at = EXCLUDED.created_at, expires_at = EXCLUDED.expires_at, lease_un
     response_headers = EXCLUDED.response_headers, response_body = EXCLUDED.response_body;
 
 -- name: ClearRecords :execrows
--- ClearRecords deletes all records of a tenant, and their steps.
+-- ClearRecords deletes all records of a tenant, their steps, and the requests that are
+-- kept.
 WITH gone AS (
     DELETE FROM /*tenant.*/idempotency_steps AS s
     WHERE s.org_id = @org_id
+), forgotten AS (
+    DELETE FROM /*tenant.*/idempotency_requests AS q
+    WHERE q.org_id = @org_id
 )
 DELETE FROM /*tenant.*/idempotency_records AS r
 WHERE r.org_id = @org_id;

@@ -125,6 +125,18 @@ var stepContract = []stepTest{
 	{"ConcurrentSaveAndRelease", testConcurrentSaveAndRelease},
 }
 
+// requestContract is what [TestStore] asks of a store that keeps requests as well.
+var requestContract = []leaseTest{
+	{"RequestIsRecovered", testRequestIsRecovered},
+	{"RequestIsKeptAnew", testRequestIsKeptAnew},
+	{"RequestEndsWithCompletion", testRequestEndsWithCompletion},
+	{"RequestEndsWithAPut", testRequestEndsWithAPut},
+	{"RequestEndsWithRelease", testRequestEndsWithRelease},
+	{"RecoveryOfNothing", testRecoveryOfNothing},
+	{"RecoveryThatFails", testRecoveryThatFails},
+	{"RecoveriesHaveOneWinner", testRecoveriesHaveOneWinner},
+}
+
 // contract is what [TestMiddleware] asks over every store.
 var contract = []plainTest{
 	// What passes through

@@ -22,7 +22,7 @@ func names(tests []plainTest, leaseTests []leaseTest) (names []string) {
 
 // storeNames returns the names of the tests of [TestStore].
 func storeNames() []string {
-	names := names(storeContract, storeLeaseContract)
+	names := names(storeContract, append(slices.Clone(storeLeaseContract), requestContract...))
 	for _, test := range stepContract {
 		names = append(names, test.name)
 	}

@@ -28,7 +28,8 @@ type flawedStore struct {
 
 	mu   sync.Mutex
 	rows map[rowKey]*row
-	met  chan struct{} // where two racing claims meet
+	kept map[rowKey]bool // requests
+	met  chan struct{}   // where two racing claims meet
 }
 
 type rowKey struct {
@@ -48,7 +49,7 @@ type row struct {
 func newFlawedStore(f flaw) *flawedStore {
 	return &flawedStore{
 		Clock: idempotencytest.NewClock(), flaw: f,
-		rows: make(map[rowKey]*row), met: make(chan struct{}),
+		rows: make(map[rowKey]*row), kept: make(map[rowKey]bool), met: make(chan struct{}),
 	}
 }
 
@@ -169,6 +170,9 @@ func (s *flawedStore) Put(ctx context.Context, rec *idempotency.Record) error {
 	var steps map[string][]byte
 	if old, ok := s.rows[at]; ok && s.flaw == "steps outlive a Put" {
 		steps = old.steps
+	}
+	if s.flaw != "requests outlive a Put" {
+		delete(s.kept, at)
 	}
 	s.rows[at] = &row{token: token, attempt: 1, completed: true, steps: steps, rec: s.stored(rec)}
 	return nil

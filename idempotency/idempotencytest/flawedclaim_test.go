@@ -21,7 +21,7 @@ func (s *flawedStore) Claim(ctx context.Context, req idempotency.ClaimRequest) (
 		if outcome := s.outcome(r, req); outcome != idempotency.OutcomeClaimed {
 			return idempotency.ClaimResult{Outcome: outcome, Record: s.shown(r, outcome)}, nil
 		}
-		if s.ours(r, req) {
+		if s.ours(r, req) && !(req.Recovery && s.flaw == "a repeated recovery is another attempt") {
 			if s.flaw == "a repeated claim is another attempt" {
 				r.attempt++
 			}
@@ -34,6 +34,9 @@ func (s *flawedStore) Claim(ctx context.Context, req idempotency.ClaimRequest) (
 			created, ttl = r.rec.CreatedAt, r.rec.ExpiresAt.Sub(r.rec.CreatedAt)
 		}
 	}
+	if req.Recovery && !s.isInterrupted(at) {
+		return idempotency.ClaimResult{Outcome: idempotency.OutcomeNotInterrupted}, nil
+	}
 	if found && s.absent(r) && s.flaw == "attempts counted on after expiry" {
 		attempt = r.attempt + 1
 	}
@@ -45,6 +48,9 @@ func (s *flawedStore) Claim(ctx context.Context, req idempotency.ClaimRequest) (
 	var steps map[string][]byte
 	if found {
 		steps = s.inherited(r, !s.absent(r) || s.flaw == "steps outlive a Put")
+	}
+	if req.Request != nil && (!found || s.flaw != "a take-over keeps no request") {
+		s.kept[at] = true
 	}
 	s.rows[at] = &row{
 		token: req.Token, attempt: attempt, steps: steps, leaseUntil: s.Now().Add(s.leaseOf(req)),

@@ -51,6 +51,9 @@ func (s *flawedStore) Complete(ctx context.Context, c idempotency.Claim, rec *id
 		if s.flaw == "Complete keeps the caller's slices" {
 			outcome.ResponseBody, outcome.ResponseHeaders, outcome.AppendedHeaders = rec.ResponseBody, rec.ResponseHeaders, rec.AppendedHeaders
 		}
+		if c.Kept && s.flaw != "Complete leaves the request" {
+			delete(s.kept, s.at(c.OrgID, c.Key))
+		}
 		s.rows[s.at(r.rec.OrgID, r.rec.Key)] = r // whatever is there now
 		r.rec, r.completed = s.stored(outcome), true
 	}
@@ -71,6 +74,9 @@ func (s *flawedStore) Release(ctx context.Context, c idempotency.Claim) error {
 	for _, r := range rows {
 		if s.flaw == "Release looks and then writes" {
 			s.pause()
+		}
+		if c.Kept && s.flaw != "Release leaves the request" || s.flaw == "Release of a recovery forgets the request" {
+			delete(s.kept, s.at(c.OrgID, c.Key))
 		}
 		switch {
 		case s.lapsed(r) && s.flaw == "Release refused after the lapse":

@@ -142,6 +142,20 @@ var flawsOfStores = []catch{
 	{"steps outlive a Put", []string{"StepsEndWithAPut"}},
 	{"Release forgets the steps", []string{"ReleaseKeepsSteps", "ConcurrentSaveAndRelease"}},
 
+	// Requests
+	{"a recovery claims what is absent", []string{"RecoveryOfNothing", "RequestEndsWithRelease"}},
+	{"a recovery claims what has expired", []string{"RecoveryOfNothing"}},
+	{"a recovery takes over what keeps no request", []string{"RecoveryOfNothing", "RequestEndsWithRelease"}},
+	{"a repeated recovery is another attempt", []string{"RequestIsRecovered"}},
+	{"in flight taken over before the lease lapses", []string{"RequestIsRecovered"}},
+	{"claim ignores the fingerprint", []string{"RequestIsRecovered"}},
+	{"takes over by get-then-update", []string{"RecoveriesHaveOneWinner"}},
+	{"a take-over keeps no request", []string{"RequestIsKeptAnew"}},
+	{"Complete leaves the request", []string{"RequestEndsWithCompletion"}},
+	{"requests outlive a Put", []string{"RequestEndsWithAPut"}},
+	{"Release leaves the request", []string{"RequestEndsWithRelease"}},
+	{"Release of a recovery forgets the request", []string{"RecoveryThatFails"}},
+
 	{"ErrLeaseLost not wrapped", []string{"StaleTokenChangesNothing", "CompletedRecordIsNotReleased"}},
 }
 

@@ -11,11 +11,15 @@ import (
 
 // TestStore runs the contract of [idempotency.Store] against the stores that
 // newStore returns, each in a test of its own, and the contracts of
-// [idempotency.LeaseStore] and [idempotency.StepStore] if they implement them.
+// [idempotency.LeaseStore], [idempotency.StepStore] and [idempotency.RequestStore] if they
+// implement them.
 func TestStore(t *testing.T, newStore func(t testing.TB) idempotency.Store, opts ...Option) {
 	s := newSuite(newStore, opts)
 	s.run(t, storeContract, storeLeaseContract)
 	s.runSteps(t, stepContract)
+	if _, ok := s.newStore(t).(idempotency.RequestStore); ok {
+		s.run(t, nil, requestContract)
+	}
 }
 
 // TestMiddleware runs the contract between [idempotency.Require] and its clients,

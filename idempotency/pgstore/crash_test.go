@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -20,6 +21,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgidem/pgidem/idempotency"
+	"github.com/pgidem/pgidem/idempotency/pgstore"
 	"github.com/pgidem/pgidem/internal/pgtest"
 	"github.com/pgidem/pgidem/internal/storetest"
 )
@@ -101,6 +103,7 @@ const (
 	crashURL   = "PGIDEM_CRASH_TEST_DATABASE_URL"
 	crashOrg   = "PGIDEM_CRASH_TEST_ORG"
 	crashTx    = "PGIDEM_CRASH_TEST_TRANSACTIONS"
+	crashKeep  = "PGIDEM_CRASH_TEST_RECOVERABLE"
 	crashLease = 2 * time.Second
 )
 
@@ -120,15 +123,21 @@ func TestCrashingService(t *testing.T) {
 	if os.Getenv(crashTx) != "" {
 		store = storetest.NewStore(t, pool).Transactional()
 	}
+	opts := []idempotency.Option{idempotency.WithLease(crashLease)}
+	if os.Getenv(crashKeep) != "" {
+		opts = append(opts, idempotency.WithRecoverable())
+	}
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if os.Getenv(crashTx) != "" && pay(t, w, r) == nil {
+			return
+		}
+		if os.Getenv(crashKeep) != "" && charge(t, pool, r) != nil {
 			return
 		}
 		fmt.Println("running")
 		select {} // until the process is killed
 	})
-	server := httptest.NewServer(withOrg(uuid.MustParse(os.Getenv(crashOrg)),
-		idempotency.Require(store, idempotency.WithLease(crashLease))(handler)))
+	server := httptest.NewServer(withOrg(uuid.MustParse(os.Getenv(crashOrg)), idempotency.Require(store, opts...)(handler)))
 	fmt.Println("serving", server.URL)
 	select {}
 }
@@ -170,6 +179,76 @@ func startVictim(t *testing.T, pool *pgxpool.Pool, org uuid.UUID, env ...string)
 	go post(t.Context(), http.DefaultClient, victim, "key") // never answered
 	await("running")
 	return killed
+}
+
+// charge has an effect beside any transaction, in a step.
+func charge(t *testing.T, pool *pgxpool.Pool, r *http.Request) error {
+	org, _ := idempotency.FromContext(r.Context())
+	_, err := idempotency.Step(r.Context(), "charge", func(ctx context.Context) (string, error) {
+		_, err := pool.Exec(ctx, `INSERT INTO `+storetest.SchemaOf(t, org).Quoted()+`.balance SELECT max(id) + 1, 100 FROM `+storetest.SchemaOf(t, org).Quoted()+`.balance`)
+		return "charged", err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	return err
+}
+
+// TestKilledProcessIsCompleted kills a service with SIGKILL in the middle of its handler: a
+// completer in another process brings the request to its end, and what the first had done in
+// a step it does not do again. The client that comes back finds the response.
+func TestKilledProcessIsCompleted(t *testing.T) {
+	t.Parallel()
+	for name, mode := range modes {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.NewPool(t)
+			var b *bank
+			var runs atomic.Int64
+			handler := func(w http.ResponseWriter, r *http.Request) {
+				runs.Add(1)
+				if name == "transaction" && pay(t, w, r) == nil || charge(t, pool, r) != nil {
+					return
+				}
+				body, _ := io.ReadAll(r.Body)
+				fmt.Fprintf(w, "completed %s for nobody: %t", body, idempotency.Recovered(r.Context()))
+			}
+			b = newBank(t, pool, handler, nil)
+			store := storetest.NewStore(t, pool)
+			protected := idempotency.Require(mode(store), idempotency.WithRecoverable())(http.HandlerFunc(handler))
+			completer, err := pgstore.NewCompleter(store, protected, pgstore.WithPause(time.Millisecond),
+				pgstore.WithCompleterLogger(slog.New(slog.DiscardHandler)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			env := []string{crashKeep + "=yes"}
+			if name == "transaction" {
+				env = append(env, crashTx+"=yes")
+			}
+			killed := startVictim(t, pool, b.org, env...)
+			wantPass(t, completer, pgstore.CompleterResult{}) // it lives
+			killed()
+			eventually(t, "the completer to find the request", func() bool {
+				result, err := completer.Pass(t.Context())
+				if err != nil || result.Failed > 0 {
+					t.Fatalf("%+v, %v", result, err)
+				}
+				return result.Completed == 1
+			})
+			b.want(t, "key", http.StatusOK, `completed {"amount":1} for nobody: true`)
+			if n := runs.Load(); n != 1 {
+				t.Errorf("%d runs after the crash, want 1", n)
+			}
+			var charges, payments int
+			if err := pool.QueryRow(t.Context(), `SELECT (SELECT count(*) - 2 FROM `+b.schema+`.balance), (SELECT count(*) FROM `+b.schema+`.payments)`).Scan(&charges, &payments); err != nil {
+				t.Fatal(err)
+			}
+			if charges != 1 || name == "transaction" && payments != 1 {
+				t.Errorf("%d charges and %d payments, want one", charges, payments)
+			}
+			wantKept(t, pool, b.org, 0)
+		})
+	}
 }
 
 // TestKilledProcessLeavesNoTransaction kills a service with SIGKILL after its handler has

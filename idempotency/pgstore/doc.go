@@ -34,6 +34,13 @@
 // way to it. A claim is one round trip there as well, and so are record and commit
 // together. Each running request then holds a connection.
 //
+// # Requests whose process died
+//
+// [Completer] runs the requests again that [idempotency.WithRecoverable] keeps and whose
+// process died, of all tenants, beside the service itself. Keeping a request takes no round
+// trip of its own with leases, for it is part of the claim and of the completion, and one
+// in front of a transaction.
+//
 // # Purging
 //
 // Expired records are deleted by [Purge], which cmd/idem-janitor runs over all

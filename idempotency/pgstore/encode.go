@@ -50,19 +50,24 @@ var errHeaders = errors.New("stored headers are damaged, or written by a newer v
 
 // encodeHeaders returns nil for a record without headers.
 func encodeHeaders(rec *idempotency.Record) []byte {
-	if len(rec.ResponseHeaders) == 0 {
+	return encodeMap(rec.ResponseHeaders, func(name string) byte {
+		if slices.Contains(rec.AppendedHeaders, name) {
+			return headersAppended
+		}
+		return 0
+	})
+}
+
+func encodeMap(headers map[string][]string, flags func(name string) byte) []byte {
+	if len(headers) == 0 {
 		return nil
 	}
 	buf := make([]byte, 0, 256)
 	buf = append(buf, headersVersion)
-	for _, name := range slices.Sorted(maps.Keys(rec.ResponseHeaders)) {
-		var flags byte
-		if slices.Contains(rec.AppendedHeaders, name) {
-			flags = headersAppended
-		}
-		buf = append(buf, flags)
+	for _, name := range slices.Sorted(maps.Keys(headers)) {
+		buf = append(buf, flags(name))
 		buf = appendString(buf, name)
-		values := rec.ResponseHeaders[name]
+		values := headers[name]
 		buf = binary.AppendUvarint(buf, uint64(len(values)))
 		for _, value := range values {
 			buf = appendString(buf, value)

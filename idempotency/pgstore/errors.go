@@ -85,7 +85,7 @@ func isOutdated(err error) bool {
 	return errors.Is(err, errOutdated) || errors.As(err, &pgErr) && pgErr.Code == codeUndefinedColumn
 }
 
-var errOutdated = errors.New("no table of steps")
+var errOutdated = errors.New("a table is missing")
 
 // asOutdated marks the error of a statement that met no table where one before it had met
 // the table of records: what is missing is a table of a later migration.

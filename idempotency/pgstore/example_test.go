@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -235,4 +237,89 @@ func ExampleStore_Transactional() {
 	// Output:
 	// 201 1 payment
 	// 201 1 payment
+}
+
+// A payment whose process died is brought to its end by the service itself, and the client
+// that comes back finds it made. Here the process is a store whose handler never returned.
+func ExampleCompleter() {
+	ctx := context.Background()
+	server, err := pgtest.Start(ctx)
+	if err != nil {
+		panic(err)
+	}
+	defer server.Stop()
+	databaseURL, _, err := server.CreateDatabase(ctx)
+	if err != nil {
+		panic(err)
+	}
+	org := uuid.MustParse("6f1c2f6e-0d5a-4c8e-9f5e-2f0a3c1d7b42")
+	tenants, err := tenancy.PerOrg("tenant_")
+	if err != nil {
+		panic(err)
+	}
+	schema, err := tenants.Schema(ctx, org)
+	if err != nil {
+		panic(err)
+	}
+	if err := migrations.Up(ctx, databaseURL, schema); err != nil {
+		panic(err)
+	}
+	pool, err := pgxpool.New(ctx, databaseURL)
+	if err != nil {
+		panic(err)
+	}
+	defer pool.Close()
+	store, err := pgstore.New(pool, tenants)
+	if err != nil {
+		panic(err)
+	}
+
+	protect := idempotency.Require(store, idempotency.WithRecoverable("POST /v1/payments"),
+		idempotency.WithLease(100*time.Millisecond), idempotency.WithLogger(slog.New(slog.DiscardHandler)))
+	dying := make(chan struct{})
+	handler := protect(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !idempotency.Recovered(r.Context()) {
+			// Here the process dies: nothing of it reaches the store any more.
+			if _, err := pool.Exec(ctx, "UPDATE "+schema.Quoted()+".idempotency_records SET token = gen_random_uuid()"); err != nil {
+				panic(err)
+			}
+			close(dying)
+			<-r.Context().Done()
+			return
+		}
+		body, _ := io.ReadAll(r.Body)
+		w.WriteHeader(http.StatusCreated)
+		fmt.Fprintf(w, "paid %s", body)
+	}))
+	request := func() *http.Request {
+		r := httptest.NewRequest(http.MethodPost, "/v1/payments", strings.NewReader(`{"amount":1200}`))
+		r.Header.Set("Idempotency-Key", "8e03978e-40d5-43e8-bc93-6894a57f9324")
+		return r.WithContext(tenancy.WithOrgID(r.Context(), org))
+	}
+	var background sync.WaitGroup
+	background.Go(func() { handler.ServeHTTP(httptest.NewRecorder(), request()) })
+	<-dying
+
+	// Beside the server, in each instance of the service:
+	completer, err := pgstore.NewCompleter(store, handler, pgstore.WithInterval(10*time.Millisecond),
+		pgstore.WithCompleterLogger(slog.New(slog.DiscardHandler)))
+	if err != nil {
+		panic(err)
+	}
+	running, stop := context.WithCancel(ctx)
+	background.Go(func() { _ = completer.Run(running) })
+
+	// When the client comes back, at last:
+	for {
+		if _, err := store.Get(ctx, org, "8e03978e-40d5-43e8-bc93-6894a57f9324"); err == nil {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	w := httptest.NewRecorder()
+	handler.ServeHTTP(w, request())
+	fmt.Println(w.Code, w.Body, "replayed:", w.Header().Get("Idempotency-Replayed"))
+	stop()
+	background.Wait()
+	// Output: 201 paid {"amount":1200} replayed: true
 }

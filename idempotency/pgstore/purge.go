@@ -47,10 +47,12 @@ type PurgeOptions struct {
 }
 
 // Purge deletes the expired records of one schema in small transactions, and
-// returns how many it deleted, also along with an error. Then it deletes the steps that
-// expired more than an hour ago, and does not count them. It walks both tables from
-// their beginning to their end and needs no index on the expiry. The role needs SELECT,
-// UPDATE (to lock what it looks at) and DELETE on the tables.
+// returns how many it deleted, also along with an error. Then it deletes the steps and
+// the kept requests ([idempotency.WithRecoverable]) that expired more than an hour ago, and
+// requests that were left behind when their records ended, and does not count them. It
+// walks the tables from their beginning to their end and needs no index on the expiry. The
+// role needs SELECT, UPDATE (to lock what it looks at) and DELETE on the three tables:
+// idempotency_records, idempotency_steps and idempotency_requests.
 //
 // It may run beside anything, other purges included: a record that is claimed
 // again at that moment is never deleted, and no claim waits for longer than one
@@ -75,6 +77,13 @@ func Purge(ctx context.Context, q Querier, schema tenancy.Schema, opts PurgeOpti
 	opts.Progress = nil // which is told of records
 	_, err = purgeTable(ctx, schema, opts, func(ctx context.Context, window db.PurgeBatchParams) (db.PurgeBatchRow, error) {
 		row, err := queries.PurgeStepsBatch(ctx, db.PurgeStepsBatchParams(window))
+		return db.PurgeBatchRow(row), asOutdated(err)
+	})
+	if err != nil {
+		return deleted, err
+	}
+	_, err = purgeTable(ctx, schema, opts, func(ctx context.Context, window db.PurgeBatchParams) (db.PurgeBatchRow, error) {
+		row, err := queries.PurgeRequestsBatch(ctx, db.PurgeRequestsBatchParams(window))
 		return db.PurgeBatchRow(row), asOutdated(err)
 	})
 	return deleted, err

@@ -15,8 +15,9 @@ import (
 	"github.com/pgidem/pgidem/tenancy"
 )
 
-// Store is an [idempotency.WatchStore] and an [idempotency.StepStore] in PostgreSQL. Make one with [New]; it is
-// safe for concurrent use.
+// Store is an [idempotency.WatchStore], an [idempotency.StepStore] and an
+// [idempotency.RequestStore] in PostgreSQL. Make one with [New]; it is safe for
+// concurrent use.
 //
 // Its methods return errors that wrap [tenancy.ErrUnknownTenant] for a tenant that
 // the directory does not know, or whose schema does not hold the tables.
@@ -28,8 +29,9 @@ type Store struct {
 }
 
 var (
-	_ idempotency.WatchStore = (*Store)(nil)
-	_ idempotency.StepStore  = (*Store)(nil)
+	_ idempotency.WatchStore   = (*Store)(nil)
+	_ idempotency.StepStore    = (*Store)(nil)
+	_ idempotency.RequestStore = (*Store)(nil)
 )
 
 // Option changes how a [Store] works.
@@ -123,16 +125,14 @@ func (s *Store) Claim(ctx context.Context, req idempotency.ClaimRequest) (idempo
 // tryClaim claims the key once. It asks to be called again when the record
 // changed between two of its looks.
 func (s *Store) tryClaim(ctx context.Context, tenant db.Tenant, req idempotency.ClaimRequest) (_ idempotency.ClaimResult, again bool, _ error) {
-	requestHash := encodeHash(req.RequestHash)
-	claimed, row, found, err := tenant.ClaimInsertSelect(ctx, s.pool, db.ClaimInsertParams{
-		Ttl: req.TTL, Lease: req.Lease, Token: uuid.UUID(req.Token),
-		OrgID: req.OrgID, Key: req.Key, RequestHash: requestHash,
-	})
+	claimed, row, found, err := s.firstLook(ctx, tenant, req)
 	switch {
 	case err != nil:
 		return idempotency.ClaimResult{}, false, err
 	case claimed:
 		return idempotency.ClaimResult{Outcome: idempotency.OutcomeClaimed, Attempt: 1}, false, nil
+	case !found && req.Recovery:
+		return idempotency.ClaimResult{Outcome: idempotency.OutcomeNotInterrupted}, false, nil
 	case !found:
 		return idempotency.ClaimResult{}, true, nil
 	}
@@ -145,14 +145,67 @@ func (s *Store) tryClaim(ctx context.Context, tenant db.Tenant, req idempotency.
 	case result.Outcome != 0:
 		return result, false, nil
 	}
-	n, err := db.New(tenant).ClaimTakeOver(ctx, db.ClaimTakeOverParams{
-		Ttl: req.TTL, Lease: req.Lease, Token: uuid.UUID(req.Token), Attempt: attempt,
-		RequestHash: requestHash, OrgID: req.OrgID, Key: req.Key, SeenToken: row.Token,
-	})
-	if err != nil || n == 0 {
-		return idempotency.ClaimResult{}, err == nil, asOutdated(err)
+	n, err := takeOver(ctx, tenant, req, row, attempt)
+	switch {
+	case err != nil:
+		return idempotency.ClaimResult{}, false, asOutdated(err)
+	case n == 0 && req.Recovery: // the record has changed, or the request is not kept any more
+		kept, err := db.New(tenant).HasRequest(ctx, db.HasRequestParams{OrgID: req.OrgID, Key: req.Key, RequestHash: row.RequestHash})
+		return idempotency.ClaimResult{Outcome: idempotency.OutcomeNotInterrupted}, kept && !row.Expired, asOutdated(err)
+	case n == 0:
+		return idempotency.ClaimResult{}, true, nil
 	}
 	return idempotency.ClaimResult{Outcome: idempotency.OutcomeClaimed, Attempt: int(attempt)}, false, nil
+}
+
+// firstLook claims a key that has no record, or else looks at its record, in one round
+// trip.
+func (s *Store) firstLook(ctx context.Context, tenant db.Tenant, req idempotency.ClaimRequest) (claimed bool, row db.ClaimSelectRow, found bool, err error) {
+	switch {
+	case req.Recovery:
+		row, err = db.New(tenant).ClaimSelect(ctx, db.ClaimSelectParams{OrgID: req.OrgID, Key: req.Key})
+		if errors.Is(err, pgx.ErrNoRows) {
+			return false, row, false, nil
+		}
+		return false, row, err == nil, err
+	case req.Request != nil:
+		r := encodeRequest(req.Request)
+		claimed, row, found, err = tenant.ClaimRecoverableSelect(ctx, s.pool, db.ClaimInsertRecoverableParams{
+			Ttl: req.TTL, Lease: req.Lease, Token: uuid.UUID(req.Token),
+			OrgID: req.OrgID, Key: req.Key, RequestHash: encodeHash(req.RequestHash),
+			Method: r.method, Target: r.target, Host: r.host, Pattern: r.pattern,
+			PathValues: r.pathValues, Headers: r.headers, Body: r.body,
+		})
+		return claimed, row, found, s.outdatedOrMissing(ctx, tenant, req, err)
+	}
+	return tenant.ClaimInsertSelect(ctx, s.pool, db.ClaimInsertParams{
+		Ttl: req.TTL, Lease: req.Lease, Token: uuid.UUID(req.Token),
+		OrgID: req.OrgID, Key: req.Key, RequestHash: encodeHash(req.RequestHash),
+	})
+}
+
+// takeOver claims a record that may be taken over, if it is still as it was seen, and
+// returns how many it has claimed.
+func takeOver(ctx context.Context, tenant db.Tenant, req idempotency.ClaimRequest, seen db.ClaimSelectRow, attempt int32) (int64, error) {
+	switch {
+	case req.Recovery:
+		return db.New(tenant).ClaimInterrupted(ctx, db.ClaimInterruptedParams{
+			Ttl: req.TTL, Lease: req.Lease, Token: uuid.UUID(req.Token), Attempt: attempt,
+			OrgID: req.OrgID, Key: req.Key, SeenToken: seen.Token,
+		})
+	case req.Request != nil:
+		r := encodeRequest(req.Request)
+		return db.New(tenant).ClaimTakeOverRecoverable(ctx, db.ClaimTakeOverRecoverableParams{
+			Ttl: req.TTL, Lease: req.Lease, Token: uuid.UUID(req.Token), Attempt: attempt,
+			RequestHash: encodeHash(req.RequestHash), OrgID: req.OrgID, Key: req.Key, SeenToken: seen.Token,
+			Method: r.method, Target: r.target, Host: r.host, Pattern: r.pattern,
+			PathValues: r.pathValues, Headers: r.headers, Body: r.body,
+		})
+	}
+	return db.New(tenant).ClaimTakeOver(ctx, db.ClaimTakeOverParams{
+		Ttl: req.TTL, Lease: req.Lease, Token: uuid.UUID(req.Token), Attempt: attempt,
+		RequestHash: encodeHash(req.RequestHash), OrgID: req.OrgID, Key: req.Key, SeenToken: seen.Token,
+	})
 }
 
 // judge says what a claim comes to that has met a record. An outcome of zero means
@@ -192,11 +245,19 @@ func (s *Store) Complete(ctx context.Context, c idempotency.Claim, rec *idempote
 	if err != nil {
 		return err
 	}
-	awaited, err := db.New(tenant).Complete(ctx, db.CompleteParams{
+	outcome := db.CompleteParams{
 		ResponseStatus: int32(rec.ResponseStatus), ResponseKept: !rec.Tombstone,
 		ResponseHeaders: encodeHeaders(rec), ResponseBody: rec.ResponseBody,
 		OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token),
-	})
+	}
+	complete := db.New(tenant).Complete
+	if c.Kept {
+		complete = func(ctx context.Context, arg db.CompleteParams) (bool, error) {
+			awaited, err := db.New(tenant).CompleteRecoverable(ctx, db.CompleteRecoverableParams(arg))
+			return awaited, asOutdated(err)
+		}
+	}
+	awaited, err := complete(ctx, outcome)
 	return s.ended(ctx, "complete", c, awaited, err)
 }
 
@@ -207,11 +268,16 @@ func (s *Store) Release(ctx context.Context, c idempotency.Claim) error {
 		return err
 	}
 	queries := db.New(tenant)
-	awaited, err := queries.Release(ctx, db.ReleaseParams{OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token)})
-	if errors.Is(err, pgx.ErrNoRows) {
-		awaited, err = queries.ReleaseKept(ctx, db.ReleaseKeptParams{
-			SpentToken: uuid.UUID(idempotency.NewToken()), OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token),
-		})
+	first := db.ReleaseParams{OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token)}
+	later := db.ReleaseKeptParams{SpentToken: uuid.UUID(idempotency.NewToken()), OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token)}
+	var awaited bool
+	if c.Kept {
+		if awaited, err = queries.ReleaseRecoverable(ctx, db.ReleaseRecoverableParams(first)); errors.Is(err, pgx.ErrNoRows) {
+			awaited, err = queries.ReleaseKeptRecoverable(ctx, db.ReleaseKeptRecoverableParams(later))
+		}
+		err = asOutdated(err)
+	} else if awaited, err = queries.Release(ctx, first); errors.Is(err, pgx.ErrNoRows) {
+		awaited, err = queries.ReleaseKept(ctx, later)
 	}
 	return s.ended(ctx, "release", c, awaited, err)
 }
@@ -249,8 +315,12 @@ func (s *Store) Extend(ctx context.Context, c idempotency.Claim, lease time.Dura
 	return lostOr("extend", c.OrgID, err)
 }
 
-// Clear deletes all records of a tenant, those in progress among them: for tests,
-// and for a tenant that is gone. Its retries run their handlers again.
+// KeepsRequests implements [idempotency.RequestStore].
+func (s *Store) KeepsRequests() {}
+
+// Clear deletes all records of a tenant, those in progress among them, and all requests
+// that are kept: for tests, and for a tenant that is gone. Its retries run their handlers
+// again.
 func (s *Store) Clear(ctx context.Context, orgID uuid.UUID) error {
 	tenant, err := s.tenant(ctx, orgID)
 	if err != nil {

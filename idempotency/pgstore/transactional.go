@@ -105,6 +105,10 @@ func WithReruns(n int) TxOption {
 // what a name means). Serializable transactions of one tenant may meet at the table of
 // records however different their keys are; expect reruns.
 //
+// With [idempotency.WithRecoverable] the request is kept before its transaction begins, in a
+// round trip of its own: a crash leaves the request alone, and no record, so [Completer]
+// runs it as a first attempt.
+//
 // Both kinds of store may serve one table, and one key: each sees what the other has
 // completed, and a claim with a lease that holds. Where both have begun at the same
 // time, the unique key decides: the transaction finds the claim with a lease at its end,
@@ -136,8 +140,9 @@ type txStore struct {
 }
 
 var (
-	_ idempotency.StepStore  = (*txStore)(nil)
-	_ idempotency.WatchStore = (*txStore)(nil)
+	_ idempotency.StepStore    = (*txStore)(nil)
+	_ idempotency.WatchStore   = (*txStore)(nil)
+	_ idempotency.RequestStore = (*txStore)(nil)
 )
 
 // txAttempt is an attempt between its claim and its end, with the connection that its
@@ -154,8 +159,9 @@ type txAttempt struct {
 	pid     int32 // of the server process that holds the lock
 }
 
-// Claim implements [idempotency.LeaseStore]. It takes one round trip, and one more to
-// end the transaction when the key is not to be had.
+// Claim implements [idempotency.LeaseStore]. It takes one round trip, one more to end the
+// transaction when the key is not to be had, and one before it where the request is to be
+// kept.
 func (t *txStore) Claim(ctx context.Context, req idempotency.ClaimRequest) (idempotency.ClaimResult, error) {
 	schema, tenant, err := t.store.locate(ctx, req.OrgID)
 	if err != nil {
@@ -170,6 +176,15 @@ func (t *txStore) Claim(ctx context.Context, req idempotency.ClaimRequest) (idem
 		return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
 	}
 	lock := lockName(schema, req.OrgID, req.Key)
+	onConn := t.store.texts.Bind(conn, schema.Quoted())
+	kept := false
+	if req.Request != nil {
+		if kept, err = keepRequest(ctx, onConn, lock, req); err != nil {
+			err = t.store.outdatedOrMissing(ctx, onConn, req, err)
+			giveBack(ctx, conn)
+			return idempotency.ClaimResult{}, translate("keep a request", req.OrgID, err)
+		}
+	}
 	tx, entered, row, found, err := tenant.EnterSelect(ctx, conn, t.options,
 		db.EnterTenantParams{SearchPath: schema.Quoted(), KeyLock: lock},
 		db.ClaimSelectParams{OrgID: req.OrgID, Key: req.Key})
@@ -178,9 +193,24 @@ func (t *txStore) Claim(ctx context.Context, req idempotency.ClaimRequest) (idem
 		return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
 	}
 	result, attempt, seen := judgeTx(req, entered.Locked, row, found)
+	if result.Outcome == 0 && req.Recovery {
+		has, err := db.New(onConn).HasRequest(ctx, db.HasRequestParams{OrgID: req.OrgID, Key: req.Key, RequestHash: encodeHash(req.RequestHash)})
+		if err != nil {
+			giveBack(ctx, conn)
+			return idempotency.ClaimResult{}, translate("claim", req.OrgID, asOutdated(err))
+		}
+		if !has {
+			result.Outcome = idempotency.OutcomeNotInterrupted
+		}
+	}
 	if result.Outcome != 0 {
-		giveBack(ctx, conn)
-		return result, nil
+		rollBack(ctx, conn)
+		if kept && result.Outcome != idempotency.OutcomeInFlight {
+			// It completed, or came to belong to another request, as this one was kept.
+			err = db.New(onConn).ForgetAttempt(ctx, db.ForgetAttemptParams{OrgID: req.OrgID, Key: req.Key, Token: uuid.UUID(req.Token)})
+		}
+		conn.Release()
+		return result, translate("claim", req.OrgID, err)
 	}
 	a := &txAttempt{
 		tenant: tenant, conn: conn, req: req, attempt: attempt, seen: seen,
@@ -220,6 +250,14 @@ func (t *txStore) Complete(ctx context.Context, c idempotency.Claim, rec *idempo
 	if a == nil {
 		return t.findOut(ctx, c)
 	}
+	err := t.commit(ctx, a, c, rec)
+	if isFinal := errors.Is(err, idempotency.ErrRolledBack) || errors.Is(err, idempotency.ErrStoreRefused); isFinal && !errors.Is(err, idempotency.ErrRerun) {
+		t.forget(ctx, a) // the client is told, and decides
+	}
+	return err
+}
+
+func (t *txStore) commit(ctx context.Context, a *txAttempt, c idempotency.Claim, rec *idempotency.Record) error {
 	a.tx.seen.end(a.conn.Conn())
 	defer t.ended(c)
 	defer a.giveBack(ctx)
@@ -243,7 +281,7 @@ func (t *txStore) Complete(ctx context.Context, c idempotency.Claim, rec *idempo
 		// A handler may answer a statement that failed with an outcome that is one: a conflict,
 		// say. It is stored, and what the handler did before has been undone.
 	}
-	committed, err := a.tenant.InsertCommit(ctx, a.conn, a.seen, db.InsertCompletedParams{
+	committed, err := a.tenant.InsertCommit(ctx, a.conn, a.seen, c.Kept, db.InsertCompletedParams{
 		Ttl: a.req.TTL, Token: uuid.UUID(c.Token), OrgID: c.OrgID, Attempt: a.attempt,
 		ResponseStatus: int32(rec.ResponseStatus), ResponseKept: !rec.Tombstone,
 		Key: c.Key, RequestHash: encodeHash(a.req.RequestHash),
@@ -266,11 +304,17 @@ func (t *txStore) Complete(ctx context.Context, c idempotency.Claim, rec *idempo
 func (t *txStore) Release(ctx context.Context, c idempotency.Claim) error {
 	a := t.take(c)
 	if a == nil {
-		return lostOr("release", c.OrgID, pgx.ErrNoRows)
+		return lostOr("release", c.OrgID, t.forgetLost(ctx, c))
 	}
 	a.tx.seen.end(a.conn.Conn())
-	ended := a.rollBack(ctx)
+	forgotten, ended := a.req.Request != nil && undoAndForget(ctx, a), false
+	if !forgotten {
+		ended = a.rollBack(ctx)
+	}
 	a.giveBack(ctx)
+	if !forgotten {
+		t.forget(ctx, a)
+	}
 	t.ended(c)
 	if ended {
 		return endedByHandler("release", c)
@@ -311,6 +355,9 @@ func (a *txAttempt) giveBack(ctx context.Context) {
 func endedByHandler(step string, c idempotency.Claim) error {
 	return fmt.Errorf("pgstore: %s for org %s: %w", step, c.OrgID, idempotency.ErrHandlerEnded)
 }
+
+// KeepsRequests implements [idempotency.RequestStore].
+func (t *txStore) KeepsRequests() {}
 
 // Get implements [idempotency.Store].
 func (t *txStore) Get(ctx context.Context, orgID uuid.UUID, key string) (*idempotency.Record, error) {
@@ -418,12 +465,16 @@ func lockName(schema tenancy.Schema, orgID uuid.UUID, key string) int64 {
 // giveBack ends what is left of a transaction and gives the connection back to the pool,
 // which closes it if that did not succeed.
 func giveBack(ctx context.Context, conn *pgxpool.Conn) {
+	rollBack(ctx, conn)
+	conn.Release()
+}
+
+func rollBack(ctx context.Context, conn *pgxpool.Conn) {
 	if c := conn.Conn(); !c.IsClosed() && c.PgConn().TxStatus() != 'I' {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
 		defer cancel()
 		_, _ = c.Exec(ctx, "ROLLBACK") // or else the connection is closed, which rolls back as well
 	}
-	conn.Release()
 }
 
 const rollbackTimeout = 2 * time.Second

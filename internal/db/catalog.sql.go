@@ -104,6 +104,37 @@ func (q *Queries) Notify(ctx context.Context, arg NotifyParams) error {
 	return err
 }
 
+const requestSchemas = `-- name: RequestSchemas :many
+SELECT n.nspname::text AS schema
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'next_at' AND NOT a.attisdropped
+WHERE c.relname = 'idempotency_requests' AND c.relkind = 'r' AND pg_relation_size(c.oid::regclass) > 0
+ORDER BY n.nspname
+`
+
+// RequestSchemas lists the schemas that hold a table of kept requests in which there is
+// something, or was since it was last vacuumed, by name.
+func (q *Queries) RequestSchemas(ctx context.Context) ([]string, error) {
+	rows, err := q.db.Query(ctx, requestSchemas)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []string
+	for rows.Next() {
+		var schema string
+		if err := rows.Scan(&schema); err != nil {
+			return nil, err
+		}
+		items = append(items, schema)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const tenantSchemas = `-- name: TenantSchemas :many
 SELECT n.nspname::text AS schema
 FROM pg_catalog.pg_class AS c

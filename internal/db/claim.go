@@ -22,7 +22,19 @@ type Batcher interface {
 // the row that the first met. At a stricter isolation level it may not: found is
 // then false as well, and the claim is to be tried again.
 func (t Tenant) ClaimInsertSelect(ctx context.Context, b Batcher, arg ClaimInsertParams) (claimed bool, row ClaimSelectRow, found bool, err error) {
-	insert, err := t.texts.in(t.schema, claimInsert)
+	return t.insertSelect(ctx, b, claimInsert, ClaimSelectParams{OrgID: arg.OrgID, Key: arg.Key},
+		arg.Ttl, arg.Lease, arg.Token, arg.OrgID, arg.Key, arg.RequestHash)
+}
+
+// ClaimRecoverableSelect is ClaimInsertSelect with [Queries.ClaimInsertRecoverable].
+func (t Tenant) ClaimRecoverableSelect(ctx context.Context, b Batcher, arg ClaimInsertRecoverableParams) (claimed bool, row ClaimSelectRow, found bool, err error) {
+	return t.insertSelect(ctx, b, claimInsertRecoverable, ClaimSelectParams{OrgID: arg.OrgID, Key: arg.Key},
+		arg.Method, arg.Target, arg.Host, arg.Pattern, arg.PathValues, arg.Headers, arg.Body,
+		arg.Ttl, arg.Lease, arg.Token, arg.OrgID, arg.Key, arg.RequestHash)
+}
+
+func (t Tenant) insertSelect(ctx context.Context, b Batcher, insert string, sel ClaimSelectParams, args ...any) (claimed bool, row ClaimSelectRow, found bool, err error) {
+	insert, err = t.texts.in(t.schema, insert)
 	if err != nil {
 		return false, row, false, err
 	}
@@ -32,8 +44,8 @@ func (t Tenant) ClaimInsertSelect(ctx context.Context, b Batcher, arg ClaimInser
 	}
 
 	var batch pgx.Batch
-	batch.Queue(insert, arg.Ttl, arg.Lease, arg.Token, arg.OrgID, arg.Key, arg.RequestHash)
-	batch.Queue(selection, arg.OrgID, arg.Key)
+	batch.Queue(insert, args...)
+	batch.Queue(selection, sel.OrgID, sel.Key)
 	results := b.SendBatch(ctx, &batch)
 	defer func() { err = errors.Join(err, results.Close()) }()
 

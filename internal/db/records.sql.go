@@ -154,12 +154,16 @@ const clearRecords = `-- name: ClearRecords :execrows
 WITH gone AS (
     DELETE FROM /*tenant.*/idempotency_steps AS s
     WHERE s.org_id = $1
+), forgotten AS (
+    DELETE FROM /*tenant.*/idempotency_requests AS q
+    WHERE q.org_id = $1
 )
 DELETE FROM /*tenant.*/idempotency_records AS r
 WHERE r.org_id = $1
 `
 
-// ClearRecords deletes all records of a tenant, and their steps.
+// ClearRecords deletes all records of a tenant, their steps, and the requests that are
+// kept.
 func (q *Queries) ClearRecords(ctx context.Context, orgID uuid.UUID) (int64, error) {
 	result, err := q.db.Exec(ctx, clearRecords, orgID)
 	if err != nil {
@@ -377,6 +381,9 @@ const putRecord = `-- name: PutRecord :exec
 WITH gone AS (
     DELETE FROM /*tenant.*/idempotency_steps AS s
     WHERE s.org_id = $4 AND s.key = $7
+), forgotten AS (
+    DELETE FROM /*tenant.*/idempotency_requests AS q
+    WHERE q.org_id = $4 AND q.key = $7
 )
 INSERT INTO /*tenant.*/idempotency_records AS r (
     created_at, expires_at, lease_until, completed_at, token, org_id, attempt,
@@ -407,7 +414,7 @@ type PutRecordParams struct {
 }
 
 // PutRecord writes a completed record whole, whatever was there. The steps of what was
-// there end with it.
+// there end with it, and so does the request that is kept.
 func (q *Queries) PutRecord(ctx context.Context, arg PutRecordParams) error {
 	_, err := q.db.Exec(ctx, putRecord,
 		arg.CreatedAt,

@@ -64,11 +64,26 @@ func RollBack(ctx context.Context, conn *pgx.Conn) error {
 	return conn.PgConn().Exec(ctx, "ROLLBACK TO SAVEPOINT "+handlerSavepoint+"; ROLLBACK").Close()
 }
 
+// UndoForgetCommit undoes what [UndoHandler] does, runs [Queries.ForgetRequest] and
+// commits, in one round trip: so the key's lock is held until the request is forgotten.
+// It reports whether that was done.
+func (t Tenant) UndoForgetCommit(ctx context.Context, b Batcher, arg ForgetRequestParams) (committed bool, err error) {
+	forget, err := t.texts.in(t.schema, forgetRequest)
+	if err != nil {
+		return false, err
+	}
+	var batch pgx.Batch
+	batch.Queue("ROLLBACK TO SAVEPOINT " + handlerSavepoint)
+	batch.Queue(forget, arg.OrgID, arg.Key, arg.RequestHash)
+	return commitAfter(ctx, b, &batch)
+}
+
 // InsertCommit runs [Queries.DeleteSeen], if there is a record to be made room for,
-// [Queries.InsertCompleted] and a COMMIT in one round trip. It reports whether the
-// transaction was committed: one that had failed before is rolled back by COMMIT
-// without an error. One that was ended within gives an error, see [EndedWithin].
-func (t Tenant) InsertCommit(ctx context.Context, b Batcher, seen *DeleteSeenParams, arg InsertCompletedParams) (committed bool, err error) {
+// [Queries.ForgetKey], if a request is kept, [Queries.InsertCompleted] and a COMMIT in one
+// round trip. It reports whether the transaction was committed: one that had failed before
+// is rolled back by COMMIT without an error. One that was ended within gives an error, see
+// [EndedWithin].
+func (t Tenant) InsertCommit(ctx context.Context, b Batcher, seen *DeleteSeenParams, forget bool, arg InsertCompletedParams) (committed bool, err error) {
 	remove, err := t.texts.in(t.schema, deleteSeen)
 	if err != nil {
 		return false, err
@@ -77,15 +92,27 @@ func (t Tenant) InsertCommit(ctx context.Context, b Batcher, seen *DeleteSeenPar
 	if err != nil {
 		return false, err
 	}
+	forgetting, err := t.texts.in(t.schema, forgetKey)
+	if err != nil {
+		return false, err
+	}
 	var batch pgx.Batch
 	batch.Queue("RELEASE SAVEPOINT " + handlerSavepoint)
 	if seen != nil {
 		batch.Queue(remove, seen.OrgID, seen.Key, seen.SeenToken)
 	}
+	if forget {
+		batch.Queue(forgetting, arg.OrgID, arg.Key)
+	}
 	batch.Queue(insert, arg.Ttl, arg.Token, arg.OrgID, arg.Attempt, arg.ResponseStatus, arg.ResponseKept,
 		arg.Key, arg.RequestHash, arg.ResponseHeaders, arg.ResponseBody)
+	return commitAfter(ctx, b, &batch)
+}
+
+// commitAfter runs the batch and a COMMIT after it.
+func commitAfter(ctx context.Context, b Batcher, batch *pgx.Batch) (committed bool, err error) {
 	batch.Queue("COMMIT")
-	results := b.SendBatch(ctx, &batch)
+	results := b.SendBatch(ctx, batch)
 	defer func() { err = errors.Join(err, results.Close()) }()
 
 	for range batch.Len() - 1 {

@@ -65,6 +65,8 @@ func Advance(t testing.TB, pool *pgxpool.Pool, org uuid.UUID, d time.Duration) {
 		`UPDATE ` + schema + `.idempotency_records
 		SET created_at = created_at - $1::interval, expires_at = expires_at - $1::interval, lease_until = lease_until - $1::interval`,
 		`UPDATE ` + schema + `.idempotency_steps SET created_at = created_at - $1::interval, expires_at = expires_at - $1::interval`,
+		`UPDATE ` + schema + `.idempotency_requests
+		SET created_at = created_at - $1::interval, expires_at = expires_at - $1::interval, next_at = next_at - $1::interval`,
 	} {
 		if _, err := pool.Exec(t.Context(), sql, d); err != nil {
 			t.Fatal(err)

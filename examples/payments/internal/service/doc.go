@@ -9,7 +9,7 @@
 // A good order to read it in: migrate.go (a tenant's tables), service.go (how the
 // middleware is put together), login.go (where the org_id comes from), payments.go
 // and ledger.go (a handler that is safe to retry), serve.go (graceful shutdown,
-// and the janitor).
+// the janitor and the completer).
 //
 // A program that runs it comes down to this:
 //

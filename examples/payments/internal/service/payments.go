@@ -38,13 +38,17 @@ type payment struct {
 	CreatedAt time.Time `json:"created_at"`
 }
 
+// recoveredSubject is in the place of the caller of a payment that was made after the
+// process of its request had died.
+const recoveredSubject = "recovered after a crash"
+
 // createPayment makes a payment. It runs under the claim of an Idempotency-Key, so
 // nobody else runs it for the same key at the same time, and what it answers is
 // stored before it is sent.
 //
 // That alone does not make it safe. The claim is a lease: if this process dies
 // after the ledger's commit and before the answer is stored, the lease lapses and
-// a retry runs this function a second time. No middleware can know better, because
+// a retry, or the completer, runs this function a second time. No middleware can know better, because
 // the two commits are two. So the ledger takes the same order twice and keeps it
 // once; see [ledger.record].
 //
@@ -54,7 +58,10 @@ type payment struct {
 func (s *Service) createPayment(w http.ResponseWriter, r *http.Request) {
 	ctx := r.Context()
 	orgID, _ := tenancy.OrgID(ctx)
-	subject, _ := authctx.Subject(ctx)
+	subject, ok := authctx.Subject(ctx)
+	if !ok && idempotency.Recovered(ctx) {
+		subject = recoveredSubject // tokens are not kept, so who it was is not known any more
+	}
 	attempt, _ := idempotency.Attempt(ctx)
 	s.Logger.InfoContext(ctx, "create payment", "org_id", orgID, "attempt", attempt)
 

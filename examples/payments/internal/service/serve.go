@@ -13,8 +13,8 @@ import (
 	"github.com/pgidem/pgidem/idempotency/pgstore"
 )
 
-// Serve serves requests from the listener, and purges expired records beside it,
-// until ctx ends. Then it takes no more requests, lets those in flight finish for
+// Serve serves requests from the listener, and beside it purges expired records and
+// completes payments whose process died, until ctx ends. Then it takes no more requests, lets those in flight finish for
 // up to ShutdownGrace, and returns when everything that it started has ended.
 //
 // It closes the listener. The error is nil after a shutdown in which every request
@@ -36,6 +36,12 @@ func (s *Service) Serve(ctx context.Context, listener net.Listener) error {
 	defer cancel()
 
 	background.Go(func() { s.purgeRegularly(ctx) })
+	background.Go(func() {
+		// In every replica: they share the work, and none is in another's way.
+		if err := s.completer.Run(ctx); err != nil {
+			s.Logger.ErrorContext(ctx, "complete payments", "error", err)
+		}
+	})
 	failed := make(chan error, 1)
 	background.Go(func() { failed <- server.Serve(listener) })
 	select {

@@ -135,6 +135,42 @@ func TestServePurges(t *testing.T) {
 	}
 }
 
+// TestServeCompletesPayments has a payment lose its process, as far as the database can
+// tell: the service brings it to its end, and the client that comes back finds it.
+func TestServeCompletesPayments(t *testing.T) {
+	t.Parallel()
+	a := newService(t, func(c *service.Config) { c.CompleteInterval = 5 * time.Millisecond })
+	stop, ended := serve(t, a)
+	token := a.login(t, "north")
+	release := a.lockPayments(t)
+	lost := make(chan struct{})
+	go func() {
+		defer close(lost)
+		_, _ = send(context.Background(), a.url, pay(token, "k", goodOrder))
+	}()
+	a.awaitBlocked(t)
+	a.exec(t, "UPDATE ", ".idempotency_records SET lease_until = now(), token = gen_random_uuid()")
+	a.exec(t, "UPDATE ", ".idempotency_requests SET next_at = now()")
+	eventually(t, "the payment to be begun again", func() bool {
+		var attempts int
+		err := a.pool.QueryRow(t.Context(), "SELECT attempts FROM "+schemaOf(t, service.North).Quoted()+".idempotency_requests").Scan(&attempts)
+		return err == nil && attempts == 1
+	})
+	release()
+	<-lost
+	eventually(t, "the payment to be completed", func() bool { return a.count(t, service.North, "idempotency_requests") == 0 })
+	if r := a.do(t, pay(token, "k", goodOrder)); !r.replayed() || r.status != http.StatusOK && r.status != http.StatusCreated {
+		t.Errorf("the client that comes back got %d %s, want a replay", r.status, r.body)
+	}
+	if n := a.count(t, service.North, "payments"); n != 1 {
+		t.Errorf("%d payments, want 1", n)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestPurgeExpiredGoesOnPastAFailure(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)

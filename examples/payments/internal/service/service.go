@@ -24,8 +24,9 @@ const (
 
 	maxBodyBytes = 16 << 10
 
-	defaultPurgeInterval = time.Hour
-	defaultShutdownGrace = 10 * time.Second
+	defaultPurgeInterval    = time.Hour
+	defaultCompleteInterval = pgstore.DefaultCompleterInterval
+	defaultShutdownGrace    = 10 * time.Second
 )
 
 // Config is what a [Service] is made of.
@@ -41,6 +42,9 @@ type Config struct {
 	// PurgeInterval is how often expired idempotency records are deleted.
 	// Defaults to an hour.
 	PurgeInterval time.Duration
+	// CompleteInterval is how often the service looks for payments whose process died.
+	// Defaults to 10 seconds.
+	CompleteInterval time.Duration
 	// ShutdownGrace is how long requests in flight may take to finish when the
 	// service stops. Defaults to 10 seconds.
 	ShutdownGrace time.Duration
@@ -49,8 +53,9 @@ type Config struct {
 // Service is the payments API. Make one with [New].
 type Service struct {
 	Config
-	ledger  ledger
-	handler http.Handler
+	ledger    ledger
+	handler   http.Handler
+	completer *pgstore.Completer
 }
 
 // New puts the service together. It starts nothing; [Service.Serve] does.
@@ -62,7 +67,7 @@ func New(cfg Config) (*Service, error) {
 		return nil, errors.New("service: no directory of tenants")
 	case len(cfg.SigningKey) != ed25519.PrivateKeySize:
 		return nil, errors.New("service: no key to sign tokens with")
-	case cfg.PurgeInterval < 0 || cfg.ShutdownGrace < 0:
+	case cfg.PurgeInterval < 0 || cfg.CompleteInterval < 0 || cfg.ShutdownGrace < 0:
 		return nil, errors.New("service: a duration is negative")
 	}
 	if cfg.Logger == nil {
@@ -70,6 +75,9 @@ func New(cfg Config) (*Service, error) {
 	}
 	if cfg.PurgeInterval == 0 {
 		cfg.PurgeInterval = defaultPurgeInterval
+	}
+	if cfg.CompleteInterval == 0 {
+		cfg.CompleteInterval = defaultCompleteInterval
 	}
 	if cfg.ShutdownGrace == 0 {
 		cfg.ShutdownGrace = defaultShutdownGrace
@@ -96,6 +104,9 @@ func New(cfg Config) (*Service, error) {
 		// A client that pays without a key could not retry; better to say so at
 		// once than to let it find out.
 		idempotency.WithRequireKey(payRoute),
+		// A payment whose process died is brought to its end without waiting for the
+		// client to come back. The ledger takes the same order twice and keeps it once.
+		idempotency.WithRecoverable(payRoute),
 		// A key without a tenant would go unprotected. It cannot happen here, as
 		// long as nobody excludes one more route above and forgets it below.
 		idempotency.WithRequireOrg(),
@@ -120,6 +131,14 @@ func New(cfg Config) (*Service, error) {
 		routes.Handle(route, auth.Middleware(protect(handler)))
 	}
 	s.handler = routes
+	// The whole router: authctx lets a request through that is run again.
+	s.completer, err = pgstore.NewCompleter(records, routes,
+		pgstore.WithInterval(cfg.CompleteInterval),
+		pgstore.WithCompleterLogger(cfg.Logger),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("service: %w", err)
+	}
 	return s, nil
 }
 
