@@ -10,7 +10,7 @@ import (
 )
 
 // kills is how many processes each of the two modes loses by default.
-const kills = 36
+const kills = 24
 
 // TestKills kills processes of the service at every point of a payment and at random
 // moments, and stops some for longer than their lease, while clients pay.

@@ -29,7 +29,10 @@ func (c call) succeeded() bool {
 
 // calls returns the calls of each key in the order of their beginnings.
 func calls(h *history.History) map[id][]call {
-	type pending struct{ process, kind, token, step string }
+	type pending struct {
+		id
+		process, kind, token, step string
+	}
 	events := slices.Clone(h.Events)
 	slices.SortStableFunc(events, func(a, b history.Event) int { return cmp.Compare(a.T, b.T) })
 	byKey := make(map[id][]call)
@@ -39,7 +42,8 @@ func calls(h *history.History) map[id][]call {
 			continue
 		}
 		// A token is one request's, which makes one call of a kind at a time.
-		k, p := id{e.Org, e.Key}, pending{e.Process, e.Kind, e.Token, e.Step}
+		k := id{e.Org, e.Key}
+		p := pending{k, e.Process, e.Kind, e.Token, e.Step}
 		if !e.Done {
 			open[p] = len(byKey[k])
 			byKey[k] = append(byKey[k], call{

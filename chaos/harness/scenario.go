@@ -27,9 +27,9 @@ type Scenario struct {
 	Kills int
 	// Payments is how many are made at least. Zero: as many as it takes.
 	Payments int
-	// Duplicates is how many clients send each payment's request at the same time, at most; 3.
+	// Duplicates is how many clients send a payment's request at the same time, at most; 3.
 	Duplicates int
-	// Stops is the share of processes that stop themselves once for longer than the lease.
+	// Stops is how often each process stops itself for longer than the lease, on average.
 	Stops float64
 	// StopAt are the points for that; all.
 	StopAt []service.Point

@@ -232,7 +232,7 @@ func (s *System) writeTables(ctx context.Context) error {
 func (s *System) deal() (plan service.Plan, killAfter time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.random.Float64() < s.scenario.Stops {
+	for stops := s.scenario.Stops; s.random.Float64() < stops; stops-- {
 		plan = append(plan, service.Act{Point: s.stopAt.deal(), Times: 1 + s.random.IntN(8), Do: service.Stop})
 	}
 	if s.deaths.Load() >= int64(s.scenario.Kills) {
@@ -334,7 +334,7 @@ func (s *System) between(least, most time.Duration) time.Duration {
 // temporary files. It is kept when the test fails, and its path is then logged.
 func Folder(t testing.TB, below string) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(below, "pgidem-chaos-")
+	dir, err := os.MkdirTemp(below, "pgidem-chaos-") //nolint:usetesting // it is kept when the test fails
 	if err != nil {
 		t.Fatal(err)
 	}
