@@ -18,6 +18,7 @@ const rounds = 5
 // checker finds each, as what it is. The same scenarios without the bug have nothing
 // wrong.
 func TestPlantedBugs(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		bug      service.Bug
 		scenario harness.Scenario

@@ -15,8 +15,10 @@ const kills = 24
 // TestKills kills processes of the service at every point of a payment and at random
 // moments, and stops some for longer than their lease, while clients pay.
 func TestKills(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{history.Lease, history.Transaction} {
 		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
 			scenario := harness.Scenario{
 				Mode: mode, Seed: seed(t), Kills: number(t, "PGIDEM_CHAOS_KILLS", kills),
 				Stops: 0.1, Wait: 300 * time.Millisecond, Limit: 30 * time.Minute,

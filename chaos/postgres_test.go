@@ -11,10 +11,11 @@ import (
 // TestPostgresKilled kills the database's server with SIGKILL and starts it again, over and
 // over, under load; processes of the service are killed beside that.
 func TestPostgresKilled(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{history.Lease, history.Transaction} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			times := number(t, "PGIDEM_CHAOS_POSTGRES_KILLS", 3)
+			times := number(t, "PGIDEM_CHAOS_POSTGRES_KILLS", 2)
 			h, violations := run(t, harness.Scenario{
 				Mode: mode, Seed: seed(t), Kills: times, Durable: true, Limit: 30 * time.Minute,
 				Faults: []harness.Fault{harness.RestartPostgres(times)},

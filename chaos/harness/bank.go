@@ -19,11 +19,14 @@ import (
 // it remembers what processes that were killed have asked of it. A charge with a child key
 // it makes once, and answers with the same again.
 type bank struct {
-	log *history.Log
+	log  *history.Log
+	slow time.Duration // of one call in slowEvery
 
 	mu      sync.Mutex
 	charges map[string]string // by child key
 }
+
+const slowEvery = 60
 
 // ServeHTTP implements [http.Handler].
 func (b *bank) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -32,8 +35,12 @@ func (b *bank) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		Org: r.Header.Get(service.OrgHeader), Key: r.Header.Get(service.PaymentHeader),
 		Step: strings.TrimPrefix(r.URL.Path, "/"), ChildKey: r.Header.Get(service.ChildKeyHeader),
 	}
-	time.Sleep(rand.N(3 * time.Millisecond)) // on the way
 	call.Result = b.do(call)
+	if rand.IntN(slowEvery) == 0 {
+		wait(r.Context().Done(), b.slow)
+	} else {
+		wait(r.Context().Done(), rand.N(3*time.Millisecond))
+	}
 	call.End = history.Now()
 	b.log.Write(call) // before the answer: a call that is answered is known
 	_, _ = io.WriteString(w, call.Result)

@@ -75,7 +75,8 @@ func (s *slot) run(ctx context.Context, name string, plan service.Plan, killAfte
 	defer func() { _ = stderr.Close() }()
 
 	cmd := exec.CommandContext(ctx, s.system.executable(s.number)) // its context's end kills it
-	cmd.Env = append(os.Environ(), s.system.config(name, s.number, plan).Environ())
+	cmd.Env = append(os.Environ(), s.system.config(name, s.number, plan).Environ(),
+		"GORACE=halt_on_error=1") // under the race detector, a race is then a process that ends by itself
 	cmd.ExtraFiles = []*os.File{s.listener, theirNotices}
 	cmd.Stdout, cmd.Stderr = stderr, stderr
 	lifeline, err := cmd.StdinPipe()

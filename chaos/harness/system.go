@@ -88,7 +88,7 @@ func newSystem(ctx context.Context, t testing.TB, dir string, scenario Scenario)
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := httptest.NewServer(&bank{log: bankLog, charges: make(map[string]string)})
+	server := httptest.NewServer(&bank{log: bankLog, slow: scenario.Lease * 5 / 4, charges: make(map[string]string)})
 	t.Cleanup(func() { server.Close(); _ = bankLog.Close() })
 	s.bankURL = server.URL
 	for n := range scenario.Processes {

@@ -18,7 +18,9 @@ type Summary struct {
 	Retries   int // requests beyond the first of each client for a key
 	Keys      int
 	Answers   map[string]int // by status and code
+	Decisions map[string]int // of the middleware
 	Takeovers int            // claims granted to a second attempt or a later one
+	Extended  int            // leases
 	BankCalls map[string]int // by step
 	Repeated  map[string]int // bank calls beyond the first for a key, by step
 	Postgres  int            // kills of the server
@@ -27,7 +29,7 @@ type Summary struct {
 // Summarise returns the summary of a history.
 func (h *History) Summarise() Summary {
 	s := Summary{
-		Kills: make(map[string]int), Stops: make(map[string]int), Answers: make(map[string]int),
+		Kills: make(map[string]int), Stops: make(map[string]int), Answers: make(map[string]int), Decisions: make(map[string]int),
 		BankCalls: make(map[string]int), Repeated: make(map[string]int), Requests: len(h.Requests),
 	}
 	type try struct {
@@ -50,6 +52,10 @@ func (h *History) Summarise() Summary {
 			s.Kills[e.Point]++
 		case e.Kind == Stopped:
 			s.Stops[e.Point]++
+		case e.Kind == Decided:
+			s.Decisions[e.Outcome]++
+		case e.Kind == ExtendCall && e.Done && e.Err == "":
+			s.Extended++
 		case e.Kind == ClaimCall && e.Done && e.Attempt > 1:
 			s.Takeovers++
 		}
@@ -96,8 +102,10 @@ func (s Summary) String() string {
 	if s.Postgres > 0 {
 		fmt.Fprintf(&b, "\npostgres killed: %d", s.Postgres)
 	}
-	fmt.Fprintf(&b, "\nkeys: %d, requests: %d, retries among them: %d, take-overs: %d", s.Keys, s.Requests, s.Retries, s.Takeovers)
+	fmt.Fprintf(&b, "\nkeys: %d, requests: %d, retries among them: %d, take-overs: %d, leases extended: %d",
+		s.Keys, s.Requests, s.Retries, s.Takeovers, s.Extended)
 	list(&b, "answers", s.Answers)
+	list(&b, "decisions", s.Decisions)
 	list(&b, "calls of the bank", s.BankCalls)
 	list(&b, "calls of the bank beyond a key's first", s.Repeated)
 	return b.String()

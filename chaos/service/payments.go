@@ -100,6 +100,7 @@ func (s *payments) execute(r *http.Request) (answer history.Answer, err error) {
 		if err != nil {
 			return "", err
 		}
+		s.points.pass(AfterChildKey)
 		id, err := s.bank.call(ctx, "charge", childKey)
 		s.points.pass(AfterChargeEffect)
 		return id, err

@@ -18,6 +18,7 @@ const (
 	AfterClaim         Point = "after claim"
 	AfterReserveEffect Point = "after effect of reserve" // which is not stored yet
 	AfterReserve       Point = "after step reserve"
+	AfterChildKey      Point = "after child key of charge"
 	AfterChargeEffect  Point = "after effect of charge"
 	AfterCharge        Point = "after step charge"
 	AfterBusinessWrite Point = "after business write"
@@ -28,7 +29,7 @@ const (
 
 // Points are all of them.
 var Points = []Point{
-	BeforeClaim, AfterClaim, AfterReserveEffect, AfterReserve, AfterChargeEffect, AfterCharge,
+	BeforeClaim, AfterClaim, AfterReserveEffect, AfterReserve, AfterChildKey, AfterChargeEffect, AfterCharge,
 	AfterBusinessWrite, BeforeCommit, AfterCommit, AfterResponse,
 }
 
