@@ -111,6 +111,7 @@ func (c *clients) try(ctx context.Context, id string, client int, random *rand.R
 	case http.StatusConflict, http.StatusInternalServerError, http.StatusServiceUnavailable:
 		return false
 	}
+	c.system.answered.Add(1)
 	return true
 }
 

@@ -37,7 +37,8 @@ type System struct {
 	tenants    []uuid.UUID
 	slots      []*slot
 	faults     *history.Log
-	deaths     atomic.Int64
+	deaths     atomic.Int64 // of processes
+	answered   atomic.Int64 // tries that were answered for good
 
 	mu     sync.Mutex
 	random *rand.Rand
@@ -299,15 +300,26 @@ func (s *System) StopProcess(ctx context.Context, n int, d time.Duration) {
 	}
 }
 
+// AwaitAnswers waits until clients have got so many more answers, so that a fault finds the
+// system at work. It reports false if ctx ends first.
+func (s *System) AwaitAnswers(ctx context.Context, n int64) bool {
+	for want := s.answered.Load() + n; s.answered.Load() < want; {
+		if !wait(ctx.Done(), 10*time.Millisecond) {
+			return false
+		}
+	}
+	return true
+}
+
 // RestartPostgres returns a fault that kills the server and starts it again so many
-// times, under load. The scenario has to be Durable.
+// times, each time when the system is at work again. The scenario has to be Durable.
 func RestartPostgres(times int) Fault {
 	return func(ctx context.Context, s *System) error {
 		if s.Postgres == nil {
 			return errors.New("the scenario has no server of its own: set Durable")
 		}
 		for range times {
-			if !wait(ctx.Done(), s.between(500*time.Millisecond, 1500*time.Millisecond)) {
+			if !s.AwaitAnswers(ctx, 20) || !wait(ctx.Done(), s.between(0, time.Second)) {
 				return nil
 			}
 			s.note(history.PostgresKilled, "postgres", "")
