@@ -526,8 +526,16 @@ func (x *exchange) record(c Claim, rec *recorder) *Record {
 func (x *exchange) complete(c Claim, record *Record) error {
 	started := time.Now()
 	defer func() { x.event.Complete = time.Since(started) }()
-	err, _ := x.persist(manyTries, func(ctx context.Context) error { return x.store.Complete(ctx, c, record) })
-	return err
+	store := func(ctx context.Context) error { return x.store.Complete(ctx, c, record) }
+	err, _ := x.persist(manyTries, store)
+	if err == nil || isFinal(err) {
+		return err
+	}
+	// The time may have gone by while the process was paused, and the store be well: then
+	// the outcome can be stored yet, or the response that counts is another attempt's.
+	last, cancel := x.storeContext(x.storeTimeout / 3)
+	defer cancel()
+	return store(last)
 }
 
 // release ends the claim without an outcome. That it could not is reported, and
