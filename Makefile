@@ -39,7 +39,7 @@ routers: ## Run the end-to-end test of the middleware in each router
 
 .PHONY: chaos
 chaos: ## Kill services and databases under load, KILLS times in each mode (default 500)
-	cd chaos && PGIDEM_CHAOS_KILLS=$(KILLS) PGIDEM_CHAOS_POSTGRES_KILLS=20 $(GO) test -v -p=1 -count=1 -timeout=60m ./...
+	cd chaos && PGIDEM_CHAOS_KILLS=$(KILLS) PGIDEM_CHAOS_POSTGRES_KILLS=20 PGIDEM_CHAOS_STOPS=60 $(GO) test -v -p=1 -count=1 -timeout=60m ./...
 
 .PHONY: chaos-short
 chaos-short: ## The same with a few kills, in a minute

@@ -21,8 +21,9 @@ func TestKills(t *testing.T) {
 			t.Parallel()
 			scenario := harness.Scenario{
 				Mode: mode, Seed: seed(t), Kills: number(t, "PGIDEM_CHAOS_KILLS", kills),
-				Stops: 0.1, Wait: 300 * time.Millisecond, Limit: 30 * time.Minute,
+				Stops: 0.1, Wait: 300 * time.Millisecond,
 			}
+			scenario.Limit = time.Minute + time.Duration(scenario.Kills)*3*time.Second
 			h, violations := run(t, scenario)
 			mustBeRight(t, violations)
 			summary := h.Summarise()

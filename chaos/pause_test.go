@@ -26,3 +26,23 @@ func TestPausedPastStoreTimeout(t *testing.T) {
 		})
 	}
 }
+
+// TestStoppedAtRandom stops processes at random moments, and so in the middle of round trips,
+// for longer than their lease.
+func TestStoppedAtRandom(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{history.Lease, history.Transaction} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			times := number(t, "PGIDEM_CHAOS_STOPS", 6)
+			h, violations := run(t, harness.Scenario{
+				Mode: mode, Seed: seed(t), Duplicates: 4, Lease: 400 * time.Millisecond,
+				Faults: []harness.Fault{harness.StopProcesses(times)}, Limit: time.Minute + time.Duration(times)*5*time.Second,
+			})
+			mustBeRight(t, violations)
+			if stops := h.Summarise().Stops[history.StoppedAtRandom]; stops != times {
+				t.Errorf("processes were stopped %d times, want %d", stops, times)
+			}
+		})
+	}
+}

@@ -17,7 +17,7 @@ func TestPostgresKilled(t *testing.T) {
 			t.Parallel()
 			times := number(t, "PGIDEM_CHAOS_POSTGRES_KILLS", 2)
 			h, violations := run(t, harness.Scenario{
-				Mode: mode, Seed: seed(t), Kills: times, Durable: true, Limit: 30 * time.Minute,
+				Mode: mode, Seed: seed(t), Kills: times, Durable: true, Limit: time.Minute + time.Duration(times)*time.Minute/2,
 				Faults: []harness.Fault{harness.RestartPostgres(times)},
 			})
 			mustBeRight(t, violations)

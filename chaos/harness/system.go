@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -50,7 +51,7 @@ type System struct {
 func Run(t testing.TB, dir string, scenario Scenario) *history.History {
 	t.Helper()
 	scenario = scenario.withDefaults()
-	ctx, cancel := context.WithTimeoutCause(t.Context(), scenario.Limit, fmt.Errorf("the run took longer than %s", scenario.Limit))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), scenario.Limit, fmt.Errorf("the run took longer than %s: payments are not answered", scenario.Limit))
 	defer cancel()
 	s := newSystem(ctx, t, dir, scenario)
 	if err := s.run(ctx); err != nil {
@@ -288,15 +289,26 @@ func (s *System) Note(kind, target string) { s.note(kind, target, "") }
 // Processes returns how many addresses the service has.
 func (s *System) Processes() int { return len(s.slots) }
 
-// KillProcess kills the process at the address, if one is there. Another comes in its
-// place.
-func (s *System) KillProcess(n int) { s.slots[n].signal(syscall.SIGKILL) }
-
-// StopProcess stops the process at the address for a while.
+// StopProcess stops the process at the address for a while, wherever it is.
 func (s *System) StopProcess(ctx context.Context, n int, d time.Duration) {
 	if s.slots[n].signal(syscall.SIGSTOP) {
+		s.note(history.StoppedAtRandom, strconv.Itoa(n), d.String())
 		wait(ctx.Done(), d)
 		s.slots[n].signal(syscall.SIGCONT)
+	}
+}
+
+// StopProcesses returns a fault that so many times stops some process at a random moment
+// for longer than its lease.
+func StopProcesses(times int) Fault {
+	return func(ctx context.Context, s *System) error {
+		for n := range times {
+			if !s.AwaitAnswers(ctx, 3) || !wait(ctx.Done(), s.between(0, 50*time.Millisecond)) {
+				return nil
+			}
+			s.StopProcess(ctx, n%s.Processes(), s.stopFor())
+		}
+		return nil
 	}
 }
 

@@ -117,11 +117,12 @@ type Fault struct {
 
 // Kinds of faults that the harness notes itself.
 const (
-	KilledAtRandom = "kill at random"
-	Died           = "killed"             // a process ended by SIGKILL, its own or another's
-	DiedOtherwise  = "ended in a bad way" // it ended by anything else
-	PostgresKilled = "postgres killed"
-	PostgresBack   = "postgres back"
+	KilledAtRandom  = "kill at random"
+	StoppedAtRandom = "stop at random"
+	Died            = "killed"             // a process ended by SIGKILL, its own or another's
+	DiedOtherwise   = "ended in a bad way" // it ended by anything else
+	PostgresKilled  = "postgres killed"
+	PostgresBack    = "postgres back"
 )
 
 // Tables are what the database holds at the end.

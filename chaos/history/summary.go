@@ -12,7 +12,7 @@ import (
 // Summary counts what a history is made of.
 type Summary struct {
 	Kills     map[string]int // by point; those at random moments by [KilledAtRandom]
-	Stops     map[string]int // by point
+	Stops     map[string]int // by point; those at random moments by [StoppedAtRandom]
 	Deaths    int
 	Requests  int
 	Retries   int // requests beyond the first of each client for a key
@@ -64,6 +64,8 @@ func (h *History) Summarise() Summary {
 		switch f.Kind {
 		case KilledAtRandom:
 			s.Kills[KilledAtRandom]++
+		case StoppedAtRandom:
+			s.Stops[StoppedAtRandom]++
 		case Died:
 			s.Deaths++
 		case PostgresKilled:
