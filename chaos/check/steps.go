@@ -107,15 +107,18 @@ func charges(effects map[step][]history.BankCall) (found []Violation) {
 
 // answers: clients were told the stored results of the steps.
 func answers(h *history.History, stored map[step]string, effects map[step][]history.BankCall) (found []Violation) {
-	told := make(map[id]bool) // answers that were looked at already, one of each body
-	seen := make(map[string]bool)
+	type told struct {
+		id
+		body string
+	}
+	seen := make(map[told]bool)
 	for _, r := range h.Requests {
 		k := id{r.Org, r.Key}
 		got, ok := classify(r)
-		if !ok || got.body == "" || told[k] && seen[got.body] {
+		if !ok || got.body == "" || seen[told{k, got.body}] {
 			continue
 		}
-		told[k], seen[got.body] = true, true
+		seen[told{k, got.body}] = true
 		var a history.Answer
 		if err := json.Unmarshal([]byte(got.body), &a); err != nil {
 			found = append(found, k.violation(UnexpectedAnswer, "request %s: %q: %v", r.ID, r.Body, err))

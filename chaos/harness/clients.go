@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"strconv"
 	"sync"
 	"time"
 
@@ -125,7 +124,6 @@ func (c *clients) send(ctx context.Context, address, id string, p payment) (stat
 		return 0, nil, nil, err
 	}
 	r.Header.Set("Content-Type", "application/json")
-	r.Header.Set("Content-Length", strconv.Itoa(len(want)))
 	r.Header.Set(idempotency.HeaderKey, p.key)
 	r.Header.Set(service.OrgHeader, p.org.String())
 	r.Header.Set(service.RequestHeader, id)

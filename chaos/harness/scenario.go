@@ -4,7 +4,6 @@
 package harness
 
 import (
-	"context"
 	"math/rand/v2"
 	"time"
 
@@ -57,10 +56,6 @@ type Scenario struct {
 	// Limit bounds the whole run; 5 minutes.
 	Limit time.Duration
 }
-
-// Fault does harm to a running system. It returns when it has done enough, or soon after
-// ctx has ended, and leaves the system able to recover.
-type Fault func(ctx context.Context, s *System) error
 
 func (s Scenario) withDefaults() Scenario {
 	setDefault(&s.Processes, 3)

@@ -110,7 +110,11 @@ func (s *payments) execute(r *http.Request) (answer history.Answer, err error) {
 	}
 	s.points.pass(AfterCharge)
 
-	err = s.inTransaction(ctx, org, func(tx pgx.Tx) error { return book(ctx, tx, key, &answer) })
+	err = s.inTransaction(ctx, org, func(tx pgx.Tx) error {
+		err := book(ctx, tx, key, &answer)
+		s.points.pass(InBusinessWrite)
+		return err
+	})
 	s.points.pass(AfterBusinessWrite)
 	return answer, err
 }

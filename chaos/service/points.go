@@ -21,16 +21,17 @@ const (
 	AfterChildKey      Point = "after child key of charge"
 	AfterChargeEffect  Point = "after effect of charge"
 	AfterCharge        Point = "after step charge"
-	AfterBusinessWrite Point = "after business write"
-	BeforeCommit       Point = "before commit"
-	AfterCommit        Point = "after commit" // and before the response
+	InBusinessWrite    Point = "in the transaction of the business write"
+	AfterBusinessWrite Point = "after business write" // with leases it is committed
+	BeforeCommit       Point = "before commit"        // of the outcome
+	AfterCommit        Point = "after commit"         // and before the response
 	AfterResponse      Point = "after response"
 )
 
 // Points are all of them.
 var Points = []Point{
 	BeforeClaim, AfterClaim, AfterReserveEffect, AfterReserve, AfterChildKey, AfterChargeEffect, AfterCharge,
-	AfterBusinessWrite, BeforeCommit, AfterCommit, AfterResponse,
+	InBusinessWrite, AfterBusinessWrite, BeforeCommit, AfterCommit, AfterResponse,
 }
 
 // Deed is what a process does to itself at a point.
