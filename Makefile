@@ -4,10 +4,11 @@ GO        ?= go
 ARGS      ?=
 COUNT     ?= 6
 FUZZTIME  ?= 1m
+KILLS     ?= 500
 BIN       := $(CURDIR)/.bin
 # Modules of their own beside the library's, so that nothing they need is needed by it.
 ADAPTERS  := adapters/gin adapters/echo adapters/echov4
-MODULES   := integration bench $(ADAPTERS) routers
+MODULES   := integration bench $(ADAPTERS) routers chaos
 GOOSETAGS := no_ydb no_clickhouse no_mssql no_mysql no_sqlite3 no_vertica no_libsql no_duckdb
 
 .DEFAULT_GOAL := help
@@ -35,6 +36,14 @@ integration: ## Run the store's suites in containers and through PgBouncer (need
 .PHONY: routers
 routers: ## Run the end-to-end test of the middleware in each router
 	@set -e; for m in $(ADAPTERS) routers; do (cd $$m && $(GO) test -race ./...); done
+
+.PHONY: chaos
+chaos: ## Kill services and databases under load, KILLS times in each mode (default 500)
+	cd chaos && PGIDEM_CHAOS_KILLS=$(KILLS) PGIDEM_CHAOS_POSTGRES_KILLS=20 PGIDEM_CHAOS_STOPS=60 $(GO) test -v -p=1 -count=1 -timeout=60m ./...
+
+.PHONY: chaos-short
+chaos-short: ## The same with a few kills, in a minute
+	cd chaos && $(GO) test -count=1 -parallel=6 ./...
 
 .PHONY: cover
 cover: ## Show the statement coverage of each package by its own tests
@@ -78,7 +87,7 @@ readme: tools ## Run the commands of the README on a throw-away PostgreSQL
 	$(GO) run ./internal/pgtest/pgrun scripts/readme.sh
 
 .PHONY: ci
-ci: verify lint test test-race routers demo readme ## All that must pass before a change lands
+ci: verify lint test test-race routers chaos-short demo readme ## All that must pass before a change lands
 
 .PHONY: tools
 tools: $(BIN)/sqlc $(BIN)/goose $(BIN)/golangci-lint $(BIN)/benchstat ## Build the pinned tools into .bin

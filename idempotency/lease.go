@@ -65,14 +65,6 @@ func (k *leaseKeeper) extend() {
 	}
 }
 
-// lapsed reports whether the lease may be another attempt's by now. It waits for an
-// extension that is under way.
-func (k *leaseKeeper) lapsed() bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return time.Now().After(k.lapses)
-}
-
 // stop ends the extensions and waits for the one that may be under way.
 func (k *leaseKeeper) stop() {
 	k.cancel()

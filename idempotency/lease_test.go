@@ -88,19 +88,19 @@ func TestLostLeasesAreReported(t *testing.T) {
 	}
 }
 
-// TestLapsedLeaseIsAskedForOnceMore: a process that was paused past all deadlines, so that no
+// TestPausedProcessAsksOnceMore: a process that was paused past all deadlines, so that no
 // try to store its outcome has been answered, does not send a response before it has asked.
-func TestLapsedLeaseIsAskedForOnceMore(t *testing.T) {
+func TestPausedProcessAsksOnceMore(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		lease  time.Duration
 		last   error
 		status int
 	}{
-		"and is another's":       {50 * time.Millisecond, idempotency.ErrLeaseLost, http.StatusConflict},
-		"and is its own":         {50 * time.Millisecond, nil, http.StatusCreated},
-		"and nobody knows":       {50 * time.Millisecond, errors.New("down"), http.StatusCreated},
-		"but not before it ends": {time.Hour, idempotency.ErrLeaseLost, http.StatusCreated},
+		"and is another's":        {50 * time.Millisecond, idempotency.ErrLeaseLost, http.StatusConflict},
+		"and is its own":          {50 * time.Millisecond, nil, http.StatusCreated},
+		"and nobody knows":        {50 * time.Millisecond, errors.New("down"), http.StatusCreated},
+		"whatever its clock says": {time.Hour, idempotency.ErrLeaseLost, http.StatusConflict},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -219,7 +219,8 @@ func WithWait(d time.Duration) Option {
 // WithStoreTimeout bounds whatever needs the store: claiming a key, storing an
 // outcome, releasing a key, looking for the result of a [Step] and storing it, each
 // with its retries. After a claim that came to
-// nothing, undoing it may take up to half as long again. Defaults to 5 seconds.
+// nothing, undoing it may take up to half as long again; after an outcome that could not
+// be stored, a last try may take a third. Defaults to 5 seconds.
 func WithStoreTimeout(d time.Duration) Option {
 	return func(c *config) error {
 		c.storeTimeout = d

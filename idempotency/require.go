@@ -424,10 +424,9 @@ func (x *exchange) serveClaimed(body []byte, c Claim, result ClaimResult, asked 
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	var keeper *leaseKeeper
 	if !inTx {
 		// The lease is kept until the outcome is stored, and not just until there is one.
-		keeper = keepLease(context.WithoutCancel(ctx), x.store, c, asked, x.lease, x.storeTimeout, cancel)
+		keeper := keepLease(context.WithoutCancel(ctx), x.store, c, asked, x.lease, x.storeTimeout, cancel)
 		defer keeper.stop()
 	}
 	rec := newRecorder(ctx, x.w, x.r.Method, x.maxResponseBytes, inTx)
@@ -474,7 +473,7 @@ func (x *exchange) serveClaimed(body []byte, c Claim, result ClaimResult, asked 
 	// The handler may have had its effect: unless end gets to say otherwise, for
 	// the panic of a rule of the user's, this is what must be known.
 	x.event.Decision = DecisionCompleteFailed
-	return x.end(c, rec, keeper)
+	return x.end(c, rec, inTx)
 }
 
 // removeUploads does for a copy of the request what net/http does for the request
@@ -486,10 +485,9 @@ func removeUploads(r *http.Request) {
 }
 
 // end stores the outcome of a handler that has returned, and only then sends its
-// response, if it was not sent already. An attempt without a keeper of its lease is in a
-// transaction. It reports whether the attempt was rolled back and is to run again.
-func (x *exchange) end(c Claim, rec *recorder, keeper *leaseKeeper) (again bool) {
-	inTx := keeper == nil
+// response, if it was not sent already. It reports whether the attempt was rolled
+// back and is to run again.
+func (x *exchange) end(c Claim, rec *recorder, inTx bool) (again bool) {
 	x.event.Status = rec.status
 	if !rec.hijacked && !x.storable(rec.status) {
 		x.event.Decision = DecisionReleased
@@ -503,7 +501,7 @@ func (x *exchange) end(c Claim, rec *recorder, keeper *leaseKeeper) (again bool)
 		rec.finish()
 		return false
 	}
-	err := x.complete(c, x.record(c, rec), keeper)
+	err := x.complete(c, x.record(c, rec), inTx)
 	switch {
 	case errors.Is(err, ErrRerun):
 		rec.abandon()
@@ -554,22 +552,23 @@ func (x *exchange) record(c Claim, rec *recorder) *Record {
 //
 // A commit that takes long is under way more likely than lost, and to break it off would be
 // to break it off each time; the rest of the time is for finding out what became of it.
-func (x *exchange) complete(c Claim, record *Record, keeper *leaseKeeper) error {
+func (x *exchange) complete(c Claim, record *Record, inTx bool) error {
 	started := time.Now()
 	defer func() { x.event.Complete = time.Since(started) }()
+	patience := x.storeTimeout / 3
+	if inTx {
+		patience *= 2
+	}
 	store := func(ctx context.Context) error { return x.store.Complete(ctx, c, record) }
-	if keeper == nil { // in a transaction
-		err, _ := x.persistPatiently(2*x.storeTimeout/3, manyTries, store)
+	err, _ := x.persistPatiently(patience, manyTries, store)
+	if err == nil || isFinal(err) {
 		return err
 	}
-	err, _ := x.persist(manyTries, store)
-	if err == nil || isFinal(err) || !keeper.lapsed() {
-		return err
-	}
-	// The process may have been paused past all of its deadlines, and the response that counts
-	// be another attempt's by now.
-	last, _ := x.persist(1, store)
-	return last
+	// The time may have gone by while the process was paused, and the store be well: then
+	// the outcome can be stored yet, or the response that counts is another attempt's.
+	last, cancel := x.storeContext(x.storeTimeout / 3)
+	defer cancel()
+	return store(last)
 }
 
 // release ends the claim without an outcome. That it could not is reported, and
