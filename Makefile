@@ -58,9 +58,13 @@ fuzz: ## Run each fuzz target for FUZZTIME (default 1m)
 	done
 
 .PHONY: bench
-bench: $(BIN)/benchstat ## Compare with a bare handler, as ratios within one run (COUNT=6 rounds)
+bench: $(BIN)/benchstat ## Compare with a bare handler and with peers, as ratios within one run (COUNT=6 rounds)
 	cd bench && $(GO) test -run='^$$' -bench=. -benchmem -count=$(COUNT) . > $(BIN)/bench.txt || (cat $(BIN)/bench.txt; exit 1)
 	@$(BIN)/benchstat -col /impl -row /work $(BIN)/bench.txt
+
+.PHONY: pgload
+pgload: ## Compare over HTTP with pgbench's least work (ARGS='-work first,replay'; needs pgbench)
+	cd bench && $(GO) run ./pgload $(ARGS)
 
 .PHONY: generate
 generate: $(BIN)/sqlc ## Generate internal/db from queries and migrations
