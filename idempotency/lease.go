@@ -1,74 +1,173 @@
 package idempotency
 
 import (
+	"container/heap"
 	"context"
 	"errors"
 	"sync"
 	"time"
 )
 
-// leaseKeeper extends the lease of a running request at every third of it, and
-// cancels the handler's context when the lease is lost. It costs a timer, and a
-// goroutine only while an extension is under way.
-type leaseKeeper struct {
+// leaseKeepers extend the leases of the requests that run under a middleware, each at
+// every third of it, and cancel the handlers whose lease is lost. All of them share one
+// timer, so a handler that returns before the first third costs neither a timer nor a
+// goroutine; an extension has a goroutine while it is under way.
+type leaseKeepers struct {
 	store   LeaseStore
-	claim   Claim
 	lease   time.Duration
 	timeout time.Duration // of one extension
-	ctx     context.Context
-	cancel  context.CancelFunc
-	lost    context.CancelCauseFunc // cancels the handler
 
-	mu     sync.Mutex // held while an extension is under way
-	timer  *time.Timer
-	lapses time.Time // when the lease has certainly lapsed, by this process's monotonic clock
+	mu    sync.Mutex
+	queue keeperQueue // those that wait for their next extension
+	timer *time.Timer // nil until there was something to keep
+	next  time.Time   // when the timer fires; zero when it does not
 }
 
-// keepLease starts to keep the claim that was asked for at the given time. The
-// caller must call stop.
-func keepLease(ctx context.Context, store LeaseStore, c Claim, asked time.Time, lease, timeout time.Duration, lost context.CancelCauseFunc) *leaseKeeper {
-	k := &leaseKeeper{
-		store: store, claim: c, lease: lease, timeout: min(timeout, lease/3), lost: lost,
-		lapses: asked.Add(lease),
-	}
-	k.ctx, k.cancel = context.WithCancel(ctx)
-	k.mu.Lock() // so that a first extension sees the timer
-	k.timer = time.AfterFunc(time.Until(asked.Add(lease/3)), k.extend)
-	k.mu.Unlock()
+func newLeaseKeepers(store LeaseStore, c *config) *leaseKeepers {
+	return &leaseKeepers{store: store, lease: c.lease, timeout: min(c.storeTimeout, c.lease/3)}
+}
+
+// leaseKeeper is the lease of one running request. Its fields belong to whoever holds
+// the lock of all, but during an extension.
+type leaseKeeper struct {
+	all    *leaseKeepers
+	claim  Claim
+	ctx    context.Context         // for extensions
+	lost   context.CancelCauseFunc // cancels the handler
+	lapses time.Time               // when the lease has certainly lapsed, by this process's monotonic clock
+
+	due     time.Time
+	index   int // in the queue, -1 outside
+	stopped bool
+	cancel  context.CancelFunc // of the extension under way
+	ended   chan struct{}      // closed when that has ended
+}
+
+// keep starts to keep the claim that was asked for at the given time. The caller must
+// call stop.
+func (h *leaseKeepers) keep(ctx context.Context, c Claim, asked time.Time, lost context.CancelCauseFunc) *leaseKeeper {
+	k := &leaseKeeper{all: h, claim: c, ctx: ctx, lost: lost, lapses: asked.Add(h.lease)}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.wait(k, asked.Add(h.lease/3))
 	return k
 }
 
-func (k *leaseKeeper) extend() {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.ctx.Err() != nil {
-		return // the timer had fired already when it was stopped
+// wait puts k into the queue. The lock is held.
+func (h *leaseKeepers) wait(k *leaseKeeper, due time.Time) {
+	k.due = due
+	heap.Push(&h.queue, k)
+	h.arm()
+}
+
+// arm has the timer fire when the next extension is due. It is not stopped when there is
+// none any more: most requests end before that, and it fires in vain once. The lock is
+// held.
+func (h *leaseKeepers) arm() {
+	if len(h.queue) == 0 {
+		return
 	}
-	asked, timeout := time.Now(), k.timeout
+	next := h.queue[0].due
+	if !h.next.IsZero() && !next.Before(h.next) {
+		return
+	}
+	h.next = next
+	if h.timer == nil {
+		h.timer = time.AfterFunc(time.Until(next), h.extendDue)
+	} else {
+		h.timer.Reset(time.Until(next))
+	}
+}
+
+// extendDue begins the extensions that are due.
+func (h *leaseKeepers) extendDue() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.next = time.Time{}
+	for now := time.Now(); len(h.queue) > 0 && !h.queue[0].due.After(now); {
+		k := heap.Pop(&h.queue).(*leaseKeeper)
+		ctx, cancel := context.WithCancel(k.ctx)
+		k.cancel, k.ended = cancel, make(chan struct{})
+		go k.extend(ctx)
+	}
+	h.arm()
+}
+
+// extend extends the lease once.
+func (k *leaseKeeper) extend(ctx context.Context) {
+	defer close(k.ended)
+	defer k.cancel()
+	asked, timeout := time.Now(), k.all.timeout
 	if left := k.lapses.Sub(asked); left > 0 {
 		timeout = min(timeout, left)
 	} // else the process was paused, or the claim slow: the store knows whether the lease still holds
-	ctx, cancel := context.WithTimeout(k.ctx, timeout)
-	defer cancel()
-	err := k.store.Extend(ctx, k.claim, k.lease)
-	left := time.Until(k.lapses)
-	switch {
-	case k.ctx.Err() != nil: // stop waits for us
-	case err == nil:
-		k.lapses = asked.Add(k.lease)
-		k.timer.Reset(k.lease / 3)
-	case errors.Is(err, ErrLeaseLost), left <= 0:
-		// Told so, or cut off for so long that another attempt may have begun.
+	bounded, done := context.WithTimeout(ctx, timeout)
+	defer done()
+	err := k.all.store.Extend(bounded, k.claim, k.all.lease)
+
+	if k.isLost(err, asked) {
 		k.lost(ErrLeaseLost)
-	default:
-		k.timer.Reset(min(k.lease/10, left))
 	}
+}
+
+// isLost says what an extension came to. Unless the lease is lost, k waits for the next.
+func (k *leaseKeeper) isLost(err error, asked time.Time) bool {
+	k.all.mu.Lock()
+	defer k.all.mu.Unlock()
+	now := time.Now()
+	left := k.lapses.Sub(now)
+	switch {
+	case k.stopped:
+	case err == nil:
+		k.lapses = asked.Add(k.all.lease)
+		k.all.wait(k, now.Add(k.all.lease/3))
+	case errors.Is(err, ErrLeaseLost), left <= 0:
+		return true // told so, or cut off for so long that another attempt may have begun
+	default:
+		k.all.wait(k, now.Add(min(k.all.lease/10, left)))
+	}
+	return false
 }
 
 // stop ends the extensions and waits for the one that may be under way.
 func (k *leaseKeeper) stop() {
-	k.cancel()
-	k.timer.Stop()
-	k.mu.Lock()
-	defer k.mu.Unlock()
+	k.all.mu.Lock()
+	k.stopped = true
+	if k.index >= 0 {
+		heap.Remove(&k.all.queue, k.index)
+		k.all.mu.Unlock()
+		return
+	}
+	cancel, ended := k.cancel, k.ended
+	k.all.mu.Unlock()
+	cancel()
+	<-ended
+}
+
+// keeperQueue is a heap of keepers, the one that is due first in front.
+type keeperQueue []*leaseKeeper
+
+func (q keeperQueue) Len() int           { return len(q) }
+func (q keeperQueue) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
+
+func (q keeperQueue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].index, q[j].index = i, j
+}
+
+// Push implements [heap.Interface].
+func (q *keeperQueue) Push(x any) {
+	k := x.(*leaseKeeper)
+	k.index = len(*q)
+	*q = append(*q, k)
+}
+
+// Pop implements [heap.Interface].
+func (q *keeperQueue) Pop() any {
+	last := len(*q) - 1
+	k := (*q)[last]
+	k.index = -1
+	(*q)[last] = nil
+	*q = (*q)[:last]
+	return k
 }

@@ -49,15 +49,16 @@ func Require(store Store, opts ...Option) func(http.Handler) http.Handler {
 		panic("idempotency: WithRecoverable: the store keeps no requests: use pgstore.Store, or another RequestStore")
 	}
 	return func(next http.Handler) http.Handler {
-		return &middleware{config: cfg, store: leases, next: next}
+		return &middleware{config: cfg, store: leases, next: next, leases: newLeaseKeepers(leases, cfg)}
 	}
 }
 
 type middleware struct {
 	*config
-	store LeaseStore
-	next  http.Handler
-	deaf  atomic.Bool // the store cannot tell when attempts end, and the log says so
+	store  LeaseStore
+	next   http.Handler
+	leases *leaseKeepers
+	deaf   atomic.Bool // the store cannot tell when attempts end, and the log says so
 }
 
 // ServeHTTP implements [http.Handler].
@@ -426,7 +427,7 @@ func (x *exchange) serveClaimed(body []byte, c Claim, result ClaimResult, asked 
 	defer cancel(nil)
 	if !inTx {
 		// The lease is kept until the outcome is stored, and not just until there is one.
-		keeper := keepLease(context.WithoutCancel(ctx), x.store, c, asked, x.lease, x.storeTimeout, cancel)
+		keeper := x.leases.keep(context.WithoutCancel(ctx), c, asked, cancel)
 		defer keeper.stop()
 	}
 	rec := newRecorder(ctx, x.w, x.r.Method, x.maxResponseBytes, inTx)
