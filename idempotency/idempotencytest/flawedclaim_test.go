@@ -21,7 +21,7 @@ func (s *flawedStore) Claim(ctx context.Context, req idempotency.ClaimRequest) (
 		if outcome := s.outcome(r, req); outcome != idempotency.OutcomeClaimed {
 			return idempotency.ClaimResult{Outcome: outcome, Record: s.shown(r, outcome)}, nil
 		}
-		if s.ours(r, req) && !(req.Recovery && s.flaw == "a repeated recovery is another attempt") {
+		if s.ours(r, req) && (!req.Recovery || s.flaw != "a repeated recovery is another attempt") {
 			if s.flaw == "a repeated claim is another attempt" {
 				r.attempt++
 			}

@@ -51,9 +51,11 @@ const (
 // holds connections of the pool as it does for a client, for which [WithConcurrency] is to
 // leave room.
 //
-// It asks the catalog for the schemas in whose table of requests there is anything, so
-// tenants that keep none cost nothing, and each of those with one statement. The role
-// needs what the store needs, and nothing is set on a connection.
+// Each pass asks the catalog once for the schemas in whose table of requests there is
+// anything, so tenants that keep none cost nothing, and then reads that small table in each
+// of them. The role needs what the store needs, and nothing is set on a connection. A schema
+// that holds interrupted requests of a tenant whom the store's directory leads elsewhere, or
+// nowhere, is reported and left alone.
 type Completer struct {
 	store       *Store
 	handler     http.Handler
@@ -131,9 +133,9 @@ func positive[N ~int | ~int64](option string, n N) error {
 // [idempotency.Require] with [idempotency.WithRecoverable] returned, over the store or over
 // what its Transactional returned; or the whole router of the service, with authentication
 // in front that lets requests through for which [idempotency.Recovered] reports true, as
-// authctx does. Where something in front of Require changes the path ([http.StripPrefix]),
-// or a router that is not [http.ServeMux] finds the path's values in front of it, give what
-// Require returned, or all of it, so that they are found again.
+// authctx does. Give what Require returned where something in front of it changes the path
+// ([http.StripPrefix]), for the path is kept as Require saw it; and the whole router where
+// one that is not [http.ServeMux] stands in front and finds the path's values.
 //
 // It starts nothing and opens no connection. The error names what is wrong.
 func NewCompleter(store *Store, handler http.Handler, opts ...CompleterOption) (*Completer, error) {

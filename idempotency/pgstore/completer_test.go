@@ -46,8 +46,6 @@ type clinic struct {
 	runs map[string]int  // those that did not hang
 }
 
-const hangs = "X-Request-Id" // a header that is kept, as it happens
-
 // modes are the stores that keep requests.
 var modes = map[string]func(*pgstore.Store) idempotency.Store{
 	"lease":       func(s *pgstore.Store) idempotency.Store { return s },
@@ -227,8 +225,7 @@ func TestCompleterFinishesARequest(t *testing.T) {
 	inEachMode(t, func(t *testing.T, mode func(*pgstore.Store) idempotency.Store) {
 		pool := pgtest.NewPool(t)
 		org := storetest.NewTenant(t, pool)
-		var c *clinic
-		c = newClinic(t, pool, mode, func(w http.ResponseWriter, r *http.Request) {
+		c := newClinic(t, pool, mode, func(w http.ResponseWriter, r *http.Request) {
 			body, _ := io.ReadAll(r.Body)
 			key, _ := idempotency.Key(r.Context())
 			attempt, _ := idempotency.Attempt(r.Context())
@@ -807,6 +804,64 @@ func TestCompleterLeavesOthersAlone(t *testing.T) {
 	}
 }
 
+// TestCompleterOfOneTenantOfASchema: where tenants share a schema, those that the directory
+// does not lead there are left alone.
+func TestCompleterOfOneTenantOfASchema(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	schema := storetest.NewSchema(t, pool, "shared")
+	org, other := uuid.New(), uuid.New()
+	shared, err := pgstore.New(pool, tenancy.Fixed(schema))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustClaim(t, shared, keeping(org, "key"), idempotency.OutcomeClaimed)
+	mustClaim(t, shared, keeping(other, "key"), idempotency.OutcomeClaimed)
+	for _, table := range []string{"records SET lease_until = now()", "requests SET next_at = now()"} {
+		if _, err := pool.Exec(t.Context(), "UPDATE "+schema.Quoted()+".idempotency_"+table); err != nil {
+			t.Fatal(err)
+		}
+	}
+	store, err := pgstore.New(pool, only{org, schema})
+	if err != nil {
+		t.Fatal(err)
+	}
+	completer, err := pgstore.NewCompleter(store, idempotency.Require(store, idempotency.WithRecoverable())(http.NotFoundHandler()),
+		pgstore.WithCompleterLogger(slog.New(slog.DiscardHandler)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	result, err := completer.Pass(t.Context())
+	if (result != pgstore.CompleterResult{Completed: 1}) || err == nil || !strings.Contains(err.Error(), other.String()) {
+		t.Errorf("Pass = %+v, %v; want the tenant of its own completed, and to be told of the other", result, err)
+	}
+	var left uuid.UUID
+	var attempts int
+	if err := pool.QueryRow(t.Context(), "SELECT org_id, attempts FROM "+schema.Quoted()+".idempotency_requests").Scan(&left, &attempts); err != nil || left != other || attempts != 0 {
+		t.Errorf("the request of %s is left, after %d attempts, %v; want that of %s, after none", left, attempts, err, other)
+	}
+}
+
+// TestLongTransactionIsLeftAlone: it has no lease that could lapse, and its lock tells that
+// it lives.
+func TestLongTransactionIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	org := storetest.NewTenant(t, pool)
+	c := newClinic(t, pool, modes["transaction"], func(http.ResponseWriter, *http.Request) {})
+	c.mu.Lock()
+	c.hang[org.String()+" key"] = true
+	c.mu.Unlock()
+	c.lost.Go(func() { c.handler.ServeHTTP(httptest.NewRecorder(), newPayment(org, "key")) })
+	pid := <-c.hanging
+	storetest.Advance(t, pool, org, time.Hour)
+	wantPass(t, c.completer(t), pgstore.CompleterResult{})
+	wantPass(t, c.completer(t, pgstore.WithMaxAttempts(1)), pgstore.CompleterResult{})
+	c.exec(t, `SELECT pg_terminate_backend($1, 10000)`, pid)
+	wantPass(t, c.completer(t), pgstore.CompleterResult{Completed: 1})
+	c.wantRuns(t, org, "key", 1)
+}
+
 // only is a directory of one tenant, which leads all others astray.
 type only struct {
 	org    uuid.UUID
@@ -852,14 +907,46 @@ func TestKeepingInAnOldSchema(t *testing.T) {
 	})
 }
 
+// TestRequestConstraints: the database refuses what cannot be a request of the tenant.
+func TestRequestConstraints(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	org, other := storetest.NewTenant(t, pool), storetest.NewTenant(t, pool)
+	astray, err := pgstore.New(pool, tenancy.Fixed(storetest.SchemaOf(t, other)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := storetest.NewStore(t, pool)
+	for name, change := range map[string]func(*idempotency.KeptRequest){
+		"no method":      func(r *idempotency.KeptRequest) { r.Method = "" },
+		"a long target":  func(r *idempotency.KeptRequest) { r.Target = strings.Repeat("x", 1<<20+1) },
+		"a long header":  func(r *idempotency.KeptRequest) { r.Header["X"] = []string{strings.Repeat("x", 3<<20)} },
+		"long wildcards": func(r *idempotency.KeptRequest) { r.PathValues = map[string]string{"x": strings.Repeat("x", 3<<20)} },
+	} {
+		req := keeping(org, name)
+		change(req.Request)
+		if _, err := store.Claim(t.Context(), req); !errors.Is(err, idempotency.ErrStoreRefused) {
+			t.Errorf("%s: %v; want an error that wraps ErrStoreRefused", name, err)
+		}
+	}
+	if _, err := astray.Transactional().(idempotency.LeaseStore).Claim(t.Context(), keeping(org, "astray")); !errors.Is(err, idempotency.ErrStoreRefused) || !strings.Contains(err.Error(), "idempotency_requests_tenant_check") {
+		t.Errorf("a request of another tenant: %v", err)
+	}
+	wantKept(t, pool, org, 0)
+	wantKept(t, pool, other, 0)
+	odd := keeping(org, "odd")
+	odd.Request.Target, odd.Request.Host, odd.Request.Body = "/v1?\xff\xfe", "\xff", []byte{0, 255}
+	mustClaim(t, store, odd, idempotency.OutcomeClaimed)
+	wantKept(t, pool, org, 1)
+}
+
 // TestCompleterBehindAPooler: in each mode in which statements are sent without being
 // prepared, or prepared without being kept.
 func TestCompleterBehindAPooler(t *testing.T) {
 	t.Parallel()
-	pool := pgtest.NewPool(t)
 	for _, exec := range []pgx.QueryExecMode{pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol, pgx.QueryExecModeCacheDescribe} {
 		inEachMode(t, func(t *testing.T, mode func(*pgstore.Store) idempotency.Store) {
-			config := pool.Config()
+			config := pgtest.NewPool(t).Config() // a database of its own: a completer sees to all tenants
 			config.ConnConfig.DefaultQueryExecMode = exec
 			pool, err := pgxpool.NewWithConfig(t.Context(), config)
 			if err != nil {
@@ -869,10 +956,7 @@ func TestCompleterBehindAPooler(t *testing.T) {
 			org := storetest.NewTenant(t, pool)
 			c := newClinic(t, pool, mode, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "made") })
 			c.interrupt(t, org, "key")
-			result, err := c.completer(t).Pass(t.Context())
-			if err != nil || result.Failed != 0 {
-				t.Errorf("%+v, %v", result, err)
-			}
+			wantPass(t, c.completer(t), pgstore.CompleterResult{Completed: 1})
 			c.wantAnswer(t, org, "key", http.StatusOK, "made", "true")
 			c.wantRuns(t, org, "key", 1)
 		})
