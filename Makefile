@@ -43,7 +43,7 @@ chaos: ## Kill services and databases under load, KILLS times in each mode (defa
 
 .PHONY: chaos-short
 chaos-short: ## The same with a few kills, in a minute
-	cd chaos && $(GO) test -count=1 -parallel=6 ./...
+	cd chaos && $(GO) test -short -count=1 -parallel=6 ./...
 
 .PHONY: cover
 cover: ## Show the statement coverage of each package by its own tests
