@@ -45,6 +45,10 @@ type Meta struct {
 	Bug   string
 }
 
+// RecoveredRequest begins the names of requests that have no client any more: a completer
+// runs them again.
+const RecoveredRequest = "recovered/"
+
 // Request is one try of a client, and its answer. Without an answer Status is zero, Err
 // says why, and whether the request took effect is not known.
 type Request struct {
@@ -113,6 +117,7 @@ type Fault struct {
 	Kind   string
 	Target string
 	Detail string `json:",omitempty"`
+	Strike Strike `json:",omitzero"`
 }
 
 // Kinds of faults that the harness notes itself.
@@ -123,7 +128,15 @@ const (
 	DiedOtherwise   = "ended in a bad way" // it ended by anything else
 	PostgresKilled  = "postgres killed"
 	PostgresBack    = "postgres back"
+	Struck          = "network struck" // a connection to the database; what and when are in Strike
 )
+
+// Strike is a fault of the network between the service and the database.
+type Strike struct {
+	Kind      string // what happened to the connection
+	Statement string // at which: what it was for, not its text
+	Moment    string // in its round trip
+}
 
 // Tables are what the database holds at the end.
 type Tables struct {
