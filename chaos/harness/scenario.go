@@ -40,6 +40,13 @@ type Scenario struct {
 	Wait         time.Duration // of duplicates at the first process; the others refuse them
 	Bug          service.Bug
 
+	// Completer is the interval of the completer that runs beside the service in each
+	// process. Zero: there is none.
+	Completer time.Duration
+	// Leaves is the share of the payments whose clients go away when their first try has no
+	// answer, and come back at the end of the run.
+	Leaves float64
+
 	// Faults run beside all this. When one returns its context has ended, or it has
 	// nothing more to do; the clients go on until each has.
 	Faults []Fault

@@ -196,6 +196,9 @@ func (s *System) run(ctx context.Context) error {
 	}
 	customers.Wait()
 	faults.Wait()
+	if err := c.comeBack(ctx); err != nil {
+		fail(err)
+	}
 	close(ending)
 	keepers.Wait()
 	if ctx.Err() != nil {
@@ -267,7 +270,7 @@ func (s *System) config(name string, process int, plan service.Plan) service.Con
 	config := service.Config{
 		Process: name, Dir: s.Dir, DatabaseURL: s.serviceURL, BankURL: s.bankURL,
 		Mode: s.scenario.Mode, Lease: s.scenario.Lease, StoreTimeout: s.scenario.StoreTimeout,
-		Bug: s.scenario.Bug, Plan: plan,
+		Bug: s.scenario.Bug, Plan: plan, CompleterInterval: s.scenario.Completer,
 	}
 	if process == 0 {
 		config.Wait = s.scenario.Wait

@@ -64,6 +64,9 @@ type Request struct {
 	Code     string `json:",omitempty"` // of a problem
 	Body     string `json:",omitempty"`
 	Err      string `json:",omitempty"`
+	Left     bool   `json:",omitempty"` // the client goes away without an answer
+	Kept     bool   `json:",omitempty"` // after that, the request was seen to be kept
+	Returned bool   `json:",omitempty"` // the client had gone away, and comes back
 }
 
 // Kinds of events. Those of a call to the store come in twos: before it, and after it

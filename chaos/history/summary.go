@@ -47,10 +47,13 @@ func (h *History) Summarise() Summary {
 		if tries[this] {
 			s.Retries++
 		}
+		if r.Left {
+			s.Left++
+		}
 		tries[this], keys[try{0, r.Org, r.Key}] = true, true
 		s.Answers[r.kind()]++
 	}
-	s.Keys = len(keys)
+	s.Keys, s.Begun = len(keys), len(h.Begun())
 	for _, e := range h.Events {
 		switch {
 		case e.Kind == Killed:
