@@ -59,6 +59,8 @@ type Scenario struct {
 	// Executable is what the processes are of: another build of the tests, say, with
 	// another clock. By default this executable.
 	Executable func(process int) string
+	// Environ adds to the environment of a process.
+	Environ func(process int) []string
 
 	// Limit bounds the whole run; 5 minutes.
 	Limit time.Duration

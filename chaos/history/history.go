@@ -102,6 +102,7 @@ type Event struct {
 	Found   bool   `json:",omitempty"`
 	Result  string `json:",omitempty"` // of a step, as stored; of a completion, the body
 	Err     string `json:",omitempty"`
+	Clock   int64  `json:",omitempty"` // of a process that serves: the time of day by it, in seconds
 }
 
 // BankCall is one call of the bank.

@@ -68,7 +68,7 @@ func run(config Config) (err error) {
 	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
-	log.Write(history.Event{T: history.Now(), Process: config.Process, Kind: history.Prepared})
+	log.Write(history.Event{T: history.Now(), Process: config.Process, Kind: history.Prepared, Clock: time.Now().Unix()})
 	if _, err := notices.Write([]byte{Ready}); err != nil {
 		return err
 	}
