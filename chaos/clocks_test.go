@@ -53,7 +53,7 @@ func wantClocks(t *testing.T, h *history.History, wrong []time.Duration) {
 		}
 		address, _, _ := strings.Cut(e.Process, ".")
 		seen[address]++
-		off := time.Unix(e.Clock, 0).Sub(time.Now()) - wrong[int(address[0]-'0')]
+		off := time.Until(time.Unix(e.Clock, 0)) - wrong[int(address[0]-'0')]
 		if off.Abs() > tolerance {
 			t.Errorf("the clock of process %s said %s; it should be wrong by %s", e.Process, time.Unix(e.Clock, 0), wrong[int(address[0]-'0')])
 		}

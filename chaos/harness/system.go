@@ -196,15 +196,13 @@ func (s *System) run(ctx context.Context) error {
 	}
 	customers.Wait()
 	faults.Wait()
-	if err := c.comeBack(ctx); err != nil {
-		fail(err)
-	}
+	notRecovered := c.comeBack(ctx)
 	close(ending)
 	keepers.Wait()
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return s.writeTables(ctx)
+	return errors.Join(notRecovered, s.writeTables(ctx))
 }
 
 func (s *System) writeTables(ctx context.Context) error {
