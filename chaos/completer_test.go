@@ -16,9 +16,9 @@ func TestCompleter(t *testing.T) {
 	for _, mode := range []string{history.Lease, history.Transaction} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			times := number(t, "PGIDEM_CHAOS_COMPLETER_KILLS", 12)
+			times := number(t, "PGIDEM_CHAOS_COMPLETER_KILLS", 8)
 			h, violations := run(t, harness.Scenario{
-				Mode: mode, Seed: seed(t), Kills: times, Payments: 60, Completer: 100 * time.Millisecond, Leaves: 0.5,
+				Mode: mode, Seed: seed(t), Kills: times, Payments: 50, Completer: 100 * time.Millisecond, Leaves: 0.5,
 				Limit: 3*time.Minute + time.Duration(times)*3*time.Second,
 			})
 			mustBeRight(t, violations)
