@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,6 +23,8 @@ type leaseKeeper struct {
 	mu     sync.Mutex // held while an extension is under way
 	timer  *time.Timer
 	lapses time.Time // when the lease has certainly lapsed, by this process's monotonic clock
+
+	told atomic.Bool // the store has said that the lease is lost
 }
 
 // keepLease starts to keep the claim that was asked for at the given time. The
@@ -52,6 +55,9 @@ func (k *leaseKeeper) extend() {
 	defer cancel()
 	err := k.store.Extend(ctx, k.claim, k.lease)
 	left := time.Until(k.lapses)
+	if errors.Is(err, ErrLeaseLost) {
+		k.told.Store(true)
+	}
 	switch {
 	case k.ctx.Err() != nil: // stop waits for us
 	case err == nil:
