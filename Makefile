@@ -38,12 +38,13 @@ routers: ## Run the end-to-end test of the middleware in each router
 	@set -e; for m in $(ADAPTERS) routers; do (cd $$m && $(GO) test -race ./...); done
 
 .PHONY: chaos
-chaos: ## Kill services and databases under load, KILLS times in each mode (default 500)
-	cd chaos && PGIDEM_CHAOS_KILLS=$(KILLS) PGIDEM_CHAOS_POSTGRES_KILLS=20 PGIDEM_CHAOS_STOPS=60 $(GO) test -v -p=1 -count=1 -timeout=60m ./...
+chaos: ## Kill services (KILLS times in each mode, default 500) and databases under load, break networks, set clocks wrong
+	cd chaos && PGIDEM_CHAOS_KILLS=$(KILLS) PGIDEM_CHAOS_POSTGRES_KILLS=20 PGIDEM_CHAOS_STOPS=60 PGIDEM_CHAOS_NETWORK=24 \
+		PGIDEM_CHAOS_COMPLETER_KILLS=200 PGIDEM_CHAOS_CLOCK_KILLS=100 $(GO) test -v -p=1 -count=1 -timeout=90m ./...
 
 .PHONY: chaos-short
-chaos-short: ## The same with a few kills, in a minute
-	cd chaos && $(GO) test -count=1 -parallel=6 ./...
+chaos-short: ## The same with a few faults of each kind, in a minute, without wrong clocks
+	cd chaos && $(GO) test -short -count=1 -parallel=6 ./...
 
 .PHONY: cover
 cover: ## Show the statement coverage of each package by its own tests

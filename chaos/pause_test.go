@@ -18,8 +18,8 @@ func TestPausedPastStoreTimeout(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			_, violations := run(t, harness.Scenario{
-				Mode: mode, Seed: seed(t), Payments: 60, Duplicates: 4, Clients: 6, Processes: 6,
-				Lease: 400 * time.Millisecond, StoreTimeout: 500 * time.Millisecond,
+				Mode: mode, Seed: seed(t), Payments: 40, Duplicates: 4, Clients: 6, Processes: 6,
+				Lease: 1200 * time.Millisecond, StoreTimeout: 1300 * time.Millisecond,
 				Stops: 1, StopAt: []service.Point{service.BeforeCommit}, Limit: time.Minute,
 			})
 			mustBeRight(t, violations)

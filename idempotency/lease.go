@@ -39,6 +39,7 @@ type leaseKeeper struct {
 	due     time.Time
 	index   int // in the queue, -1 outside
 	stopped bool
+	told    bool               // the store has said that the lease is lost
 	cancel  context.CancelFunc // of the extension under way
 	ended   chan struct{}      // closed when that has ended
 }
@@ -116,17 +117,25 @@ func (k *leaseKeeper) isLost(err error, asked time.Time) bool {
 	defer k.all.mu.Unlock()
 	now := time.Now()
 	left := k.lapses.Sub(now)
+	k.told = k.told || errors.Is(err, ErrLeaseLost)
 	switch {
 	case k.stopped:
 	case err == nil:
 		k.lapses = asked.Add(k.all.lease)
 		k.all.wait(k, now.Add(k.all.lease/3))
-	case errors.Is(err, ErrLeaseLost), left <= 0:
+	case k.told, left <= 0:
 		return true // told so, or cut off for so long that another attempt may have begun
 	default:
 		k.all.wait(k, now.Add(min(k.all.lease/10, left)))
 	}
 	return false
+}
+
+// wasTold reports whether the store has said that the lease is lost.
+func (k *leaseKeeper) wasTold() bool {
+	k.all.mu.Lock()
+	defer k.all.mu.Unlock()
+	return k.told
 }
 
 // stop ends the extensions and waits for the one that may be under way.

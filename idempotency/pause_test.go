@@ -20,23 +20,30 @@ import (
 type pausedStore struct {
 	*idempotency.MemoryStore
 	pause  func()
-	asleep atomic.Bool
+	asleep chan struct{} // closed when it wakes up
+	slow   bool          // from then on no completion of the attempt is answered in time
+	token  atomic.Value  // of the attempt
 }
 
 func (s *pausedStore) Complete(ctx context.Context, c idempotency.Claim, rec *idempotency.Record) error {
 	if pause := s.pause; pause != nil {
 		s.pause = nil
-		s.asleep.Store(true)
+		s.token.Store(c.Token)
 		pause()
-		s.asleep.Store(false)
+		close(s.asleep)
 		return context.DeadlineExceeded
+	}
+	if s.slow && s.token.Load() == c.Token {
+		<-ctx.Done()
+		return ctx.Err()
 	}
 	return s.MemoryStore.Complete(ctx, c, rec)
 }
 
 func (s *pausedStore) Extend(ctx context.Context, c idempotency.Claim, lease time.Duration) error {
-	if s.asleep.Load() {
-		return context.DeadlineExceeded
+	if s.token.Load() == c.Token { // its process has not begun this before it wakes up
+		<-s.asleep
+		ctx = context.WithoutCancel(ctx)
 	}
 	return s.MemoryStore.Extend(ctx, c, lease)
 }
@@ -49,16 +56,19 @@ func TestPausedPastStoreTimeout(t *testing.T) {
 	for name, c := range map[string]struct {
 		pause time.Duration // the lease is 30 seconds
 		other bool          // another attempt takes over meanwhile
+		slow  bool          // completions of the first go unanswered after it; its extensions do not
 		want  []string
 	}{
-		"within the lease":  {10 * time.Second, false, []string{"201 by 1", "201 by 1"}},
-		"beyond it":         {time.Minute, false, []string{"201 by 1", "201 by 1"}},
-		"and is taken over": {time.Minute, true, []string{"201 by 2", "409 lease_lost", "201 by 2"}},
+		"within the lease":            {10 * time.Second, false, false, []string{"201 by 1", "201 by 1"}},
+		"beyond it":                   {time.Minute, false, false, []string{"201 by 1", "201 by 1"}},
+		"and is taken over":           {time.Minute, true, false, []string{"201 by 2", "409 lease_lost", "201 by 2"}},
+		"and learns it by the way":    {time.Minute, true, true, []string{"201 by 2", "409 lease_lost", "201 by 2"}},
+		"and does not learn anything": {time.Minute, false, true, []string{"201 by 1", "201 by 2"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				store := &pausedStore{MemoryStore: idempotency.NewMemoryStore()}
+				store := &pausedStore{MemoryStore: idempotency.NewMemoryStore(), asleep: make(chan struct{}), slow: c.slow}
 				h := idempotency.Require(store, idempotency.WithLogger(slog.New(slog.DiscardHandler)))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					n, _ := idempotency.Attempt(r.Context())
 					w.WriteHeader(http.StatusCreated)
@@ -85,6 +95,9 @@ func TestPausedPastStoreTimeout(t *testing.T) {
 					}
 				}
 				send()
+				if c.slow {
+					time.Sleep(time.Minute) // past the lease of an outcome that was not stored
+				}
 				send()
 				if fmt.Sprint(got) != fmt.Sprint(c.want) {
 					t.Errorf("%q, want %q", got, c.want)

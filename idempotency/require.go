@@ -152,6 +152,7 @@ type exchange struct {
 	recovery   *recovery.Attempt // nil but where a worker runs the request again
 	event      *Event
 	releaseErr error
+	keeper     *leaseKeeper // of the claim; nil without a lease
 }
 
 func (x *exchange) report() {
@@ -427,8 +428,8 @@ func (x *exchange) serveClaimed(body []byte, c Claim, result ClaimResult, asked 
 	defer cancel(nil)
 	if !inTx {
 		// The lease is kept until the outcome is stored, and not just until there is one.
-		keeper := x.leases.keep(context.WithoutCancel(ctx), c, asked, cancel)
-		defer keeper.stop()
+		x.keeper = x.leases.keep(context.WithoutCancel(ctx), c, asked, cancel)
+		defer x.keeper.stop()
 	}
 	rec := newRecorder(ctx, x.w, x.r.Method, x.maxResponseBytes, inTx)
 
@@ -569,7 +570,13 @@ func (x *exchange) complete(c Claim, record *Record, inTx bool) error {
 	// the outcome can be stored yet, or the response that counts is another attempt's.
 	last, cancel := x.storeContext(x.storeTimeout / 3)
 	defer cancel()
-	return store(last)
+	err = store(last)
+	if err != nil && !isFinal(err) && x.keeper != nil && x.keeper.wasTold() {
+		// Not stored as far as is known, and another attempt may have its own: the store has
+		// said so, though to the one who extends the lease.
+		return fmt.Errorf("%w: %w", ErrLeaseLost, err)
+	}
+	return err
 }
 
 // release ends the claim without an outcome. That it could not is reported, and

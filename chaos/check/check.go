@@ -1,10 +1,11 @@
 // Package check says whether a history is one that the service may have.
 //
-// It looks at four things. Whether the answers that clients got of each key are those of
+// It looks at five things. Whether the answers that clients got of each key are those of
 // a key that goes from absent to completed once, at one moment ([Linear], by porcupine).
 // Whether the attempts in the service's processes excluded each other, and stale ones
-// changed nothing ([Attempts]). Whether the results of steps were kept ([Steps]). And
-// whether the tables hold at the end what the clients were told, once ([EndState]).
+// changed nothing ([Attempts]). Whether the results of steps were kept ([Steps]). Whether
+// requests whose clients went away were brought to their end ([Recovery]). And whether the
+// tables hold at the end what the clients were told, once ([EndState]).
 package check
 
 import (
@@ -41,6 +42,8 @@ const (
 	ChargedTwice    Kind = "two charges for one key"
 	UnknownEffect   Kind = "an answer that names an effect which the bank does not know"
 
+	NotRecovered Kind = "a request that was begun, and not brought to its end without its client"
+
 	NoRecord        Kind = "an answer without a record"
 	RecordDiffers   Kind = "a record that is not what the client was told"
 	NoBusinessRow   Kind = "a record or an answer without its payment"
@@ -66,7 +69,7 @@ func (v Violation) String() string {
 // History returns all that is wrong with a history. None means that it is one that the
 // service may have.
 func History(h *history.History) []Violation {
-	return slices.Concat(Linear(h), Attempts(h), Steps(h), EndState(h), processes(h))
+	return slices.Concat(Linear(h), Attempts(h), Steps(h), Recovery(h), EndState(h), processes(h))
 }
 
 func processes(h *history.History) (found []Violation) {

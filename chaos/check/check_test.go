@@ -193,6 +193,13 @@ func TestGoodHistories(t *testing.T) {
 				claim("6", 1120, 1), failing(complete("6", 1125)),
 				claim("5", 1140, 1), load("5", "reserve", 1150, `"r"`), failing(complete("5", 1160)))
 		},
+		"a client that left comes back": func(h *history.History) {
+			h.Requests[0].Left, h.Requests[3].Returned = true, true
+		},
+		"a client that left has to do it all, as its attempt had ended": func(h *history.History) {
+			add(h, release("1", 90))
+			h.Requests[0].Left, h.Requests[2].Returned = true, true
+		},
 		"two keys": func(h *history.History) {
 			other := takenOver()
 			for i := range other.Requests {
@@ -334,6 +341,13 @@ func TestBadHistories(t *testing.T) {
 			h.Bank = h.Bank[1:]
 		}, []check.Kind{check.UnknownEffect}},
 
+		"a client that left has to do it all": {func(h *history.History) {
+			h.Requests[0].Left, h.Requests[2].Returned = true, true
+		}, []check.Kind{check.NotRecovered}},
+		"a client that left before it had a claim, and whose request was kept": {func(h *history.History) {
+			h.Requests[1] = history.Request{Org: "org", Key: "key", ID: "2", Amount: 7, Call: 100 * ms, Return: 110 * ms, Err: "EOF", Left: true, Kept: true}
+			h.Requests[2].Returned = true
+		}, []check.Kind{check.NotRecovered}},
 		"no record": {func(h *history.History) {
 			h.Tables.Records = nil
 		}, []check.Kind{check.NoRecord, check.OrphanRow}},

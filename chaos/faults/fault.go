@@ -124,6 +124,14 @@ func (s *Strike) take(sql string) bool {
 	return true
 }
 
+// giveBack leaves a strike that was taken, and whose connection came to its end before, to
+// another statement.
+func (s *Strike) giveBack() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left++
+}
+
 // struck counts a strike.
 func (s *Strike) struck(tag string) {
 	s.mu.Lock()

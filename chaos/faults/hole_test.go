@@ -154,7 +154,12 @@ func TestCommitThatTakesTooLong(t *testing.T) {
 		}
 	}
 	for range 3 {
-		if a := w.send(t); a.status != http.StatusServiceUnavailable {
+		var a answer
+		eventually(t, "the attempt before to be over", func() bool {
+			a = w.send(t)
+			return a.code != "in_flight"
+		})
+		if a.status != http.StatusServiceUnavailable {
 			t.Errorf("while commits are slow: %s", a)
 		}
 		if paid := w.payments(t); paid != nil {

@@ -102,6 +102,12 @@ func (l *link) run() {
 	l.pumpRequests(in, server)
 	l.close()
 	<-answered
+	if l.armed != nil {
+		l.atSent = append(l.atSent, l.armed)
+	}
+	for _, strike := range l.atSent {
+		strike.giveBack()
+	}
 }
 
 // startup reads the message that opens a connection, and declines TLS and GSS before it.
@@ -199,15 +205,17 @@ func (l *link) pumpRequests(in *bufio.Reader, server net.Conn) {
 			if strike := l.proxy.take(sql); strike != nil {
 				switch strike.fault.Moment {
 				case Before:
-					if !flush() || !l.strike(strike, requests, "") {
+					if !flush() {
+						strike.giveBack()
+						return
+					}
+					if !l.strike(strike, requests, "") {
 						return
 					}
 				case Sent:
 					l.atSent = append(l.atSent, strike)
 				case Answered:
-					l.mu.Lock()
-					l.armed, l.armedAt = strike, l.sent+1
-					l.mu.Unlock()
+					l.arm(strike)
 				}
 			}
 		}
@@ -224,13 +232,26 @@ func (l *link) pumpRequests(in *bufio.Reader, server net.Conn) {
 		if !ends {
 			continue
 		}
-		for _, strike := range l.atSent {
+		for len(l.atSent) > 0 {
+			strike := l.atSent[0]
+			l.atSent = l.atSent[1:]
 			if !l.strike(strike, answers, "") {
 				return
 			}
 		}
-		l.atSent = nil
 	}
+}
+
+// arm has the fault strike when the round trip that is being sent has been answered, unless
+// another one will then.
+func (l *link) arm(strike *Strike) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.armed != nil {
+		strike.giveBack()
+		return
+	}
+	l.armed, l.armedAt = strike, l.sent+1
 }
 
 // statement returns the text of the statement that a message of the client's runs, if it

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,6 +52,21 @@ func (p *Proxy) Through(config *pgxpool.Config) *pgxpool.Config {
 	config.ConnConfig.Host, config.ConnConfig.Port = addr.IP.String(), uint16(addr.Port)
 	config.ConnConfig.TLSConfig, config.ConnConfig.Fallbacks = nil, nil
 	return config
+}
+
+// URL returns the database's URL changed so that it leads through the proxy, for a service
+// in another process.
+func (p *Proxy) URL(databaseURL string) (string, error) {
+	u, err := url.Parse(databaseURL)
+	if err != nil {
+		return "", fmt.Errorf("faults: the database's URL: %w", err)
+	}
+	query := u.Query()
+	query.Del("host") // which would win, and name the folder of a socket, say
+	query.Del("port")
+	query.Set("sslmode", "disable")
+	u.Host, u.RawQuery = p.listener.Addr().String(), query.Encode()
+	return u.String(), nil
 }
 
 // Close cuts all connections, takes no more, and waits until all goroutines have ended.

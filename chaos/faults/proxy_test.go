@@ -197,3 +197,74 @@ func TestProxyToAll(t *testing.T) {
 	}
 	_ = conn.Close(context.Background())
 }
+
+// TestStrikeIsNotLost: a fault whose connection comes to its end before it strikes, or which
+// would strike together with another, strikes at a later statement.
+func TestStrikeIsNotLost(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	proxy, err := faults.NewProxy(pool.Config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proxy.Close()
+	connect := func() *pgx.Conn {
+		conn, err := pgx.ConnectConfig(t.Context(), proxy.Through(pool.Config()).ConnConfig)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	fault := faults.Fault{Statement: faults.Text("SELECT pg_sleep"), Moment: faults.Answered, Kind: faults.Cut}
+	one := proxy.Inject(fault)
+	conn := connect()
+	pid := conn.PgConn().PID()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := conn.Exec(context.Background(), `SELECT pg_sleep(60)`)
+		ended <- err
+	}()
+	eventually(t, "the statement to run", func() bool {
+		var n int
+		if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE pid = $1 AND state = 'active' AND query LIKE '%sleep%'`, pid).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n == 1
+	})
+	proxy.CutAll()
+	if err := <-ended; err == nil {
+		t.Error("an answer over a connection that was cut")
+	}
+	if one.Count() != 0 {
+		t.Errorf("it struck %d times before there was an answer", one.Count())
+	}
+	if _, err := pool.Exec(t.Context(), `SELECT pg_terminate_backend($1)`, int32(pid)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the fault to wait for another statement", func() bool {
+		_, err := connect().Exec(context.Background(), `SELECT pg_sleep(0)`)
+		return err != nil
+	})
+
+	two, three := proxy.Inject(fault), proxy.Inject(fault)
+	for range 2 {
+		if err := connect().PgConn().Exec(context.Background(), `SELECT pg_sleep(0)`).Close(); err == nil {
+			t.Error("an answer before which the connection was to be cut")
+		}
+	}
+	if one.Count() != 1 || two.Count() != 1 || three.Count() != 1 {
+		t.Errorf("they struck %d, %d and %d times", one.Count(), two.Count(), three.Count())
+	}
+	two, three = proxy.Inject(fault), proxy.Inject(fault)
+	for range 2 {
+		batch := new(pgx.Batch)
+		batch.Queue(`SELECT pg_sleep(0), 1`)
+		batch.Queue(`SELECT pg_sleep(0), 2`)
+		if err := connect().SendBatch(context.Background(), batch).Close(); err == nil {
+			t.Error("an answer before which the connection was to be cut")
+		}
+	}
+	if two.Count() != 1 || three.Count() != 1 {
+		t.Errorf("in one round trip they struck %d and %d times", two.Count(), three.Count())
+	}
+}

@@ -31,6 +31,9 @@ type clients struct {
 	http   *http.Client
 	log    *history.Log
 	system *System
+
+	mu   sync.Mutex
+	away []visitor
 }
 
 func newClients(system *System, log *history.Log) *clients {
@@ -50,6 +53,9 @@ type payment struct {
 	org    uuid.UUID
 	key    string
 	amount int
+
+	leaves   bool // the client goes away without an answer
+	returned bool // it had gone away, and comes back
 }
 
 // pay makes one payment after the other until more is false, each to its end, or until
@@ -60,6 +66,10 @@ func (c *clients) pay(ctx context.Context, client int, random *rand.Rand, more f
 			org:    c.system.tenants[random.IntN(len(c.system.tenants))],
 			key:    fmt.Sprintf("c%d-%d", client, n),
 			amount: 1 + random.IntN(1000),
+		}
+		if random.Float64() < c.system.scenario.Leaves {
+			c.leave(ctx, client*10, random, p)
+			continue
 		}
 		var hands sync.WaitGroup
 		for hand := range 1 + random.IntN(c.system.scenario.Duplicates) {
@@ -88,12 +98,15 @@ func (c *clients) try(ctx context.Context, id string, client int, random *rand.R
 	endpoint := random.IntN(len(c.system.slots))
 	line := history.Request{
 		ID: id, Client: client, Org: p.org.String(), Key: p.key, Endpoint: endpoint, Amount: p.amount,
-		Call: history.Now(),
+		Call: history.Now(), Returned: p.returned,
 	}
 	status, header, body, err := c.send(ctx, c.system.slots[endpoint].address, id, p)
 	line.Return = history.Now()
 	if err != nil {
 		line.Err = err.Error()
+		if line.Left = p.leaves; p.leaves {
+			line.Kept = c.sawKept(ctx, p, err)
+		}
 		c.log.Write(line)
 		return false
 	}
@@ -105,9 +118,14 @@ func (c *clients) try(ctx context.Context, id string, client int, random *rand.R
 			line.Code, line.Body = problem.Code, ""
 		}
 	}
-	c.log.Write(line)
 	switch status {
 	case http.StatusConflict, http.StatusInternalServerError, http.StatusServiceUnavailable:
+		line.Left = p.leaves
+	default:
+		done = true
+	}
+	c.log.Write(line)
+	if !done {
 		return false
 	}
 	c.system.answered.Add(1)

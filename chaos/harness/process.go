@@ -77,6 +77,9 @@ func (s *slot) run(ctx context.Context, name string, plan service.Plan, killAfte
 	cmd := exec.CommandContext(ctx, s.system.executable(s.number)) // its context's end kills it
 	cmd.Env = append(os.Environ(), s.system.config(name, s.number, plan).Environ(),
 		"GORACE=halt_on_error=1") // under the race detector, a race is then a process that ends by itself
+	if environ := s.system.scenario.Environ; environ != nil {
+		cmd.Env = append(cmd.Env, environ(s.number)...)
+	}
 	cmd.ExtraFiles = []*os.File{s.listener, theirNotices}
 	cmd.Stdout, cmd.Stderr = stderr, stderr
 	lifeline, err := cmd.StdinPipe()

@@ -40,6 +40,13 @@ type Scenario struct {
 	Wait         time.Duration // of duplicates at the first process; the others refuse them
 	Bug          service.Bug
 
+	// Completer is the interval of the completer that runs beside the service in each
+	// process. Zero: there is none.
+	Completer time.Duration
+	// Leaves is the share of the payments whose clients go away when their first try has no
+	// answer, and come back at the end of the run.
+	Leaves float64
+
 	// Faults run beside all this. When one returns its context has ended, or it has
 	// nothing more to do; the clients go on until each has.
 	Faults []Fault
@@ -52,6 +59,8 @@ type Scenario struct {
 	// Executable is what the processes are of: another build of the tests, say, with
 	// another clock. By default this executable.
 	Executable func(process int) string
+	// Environ adds to the environment of a process.
+	Environ func(process int) []string
 
 	// Limit bounds the whole run; 5 minutes.
 	Limit time.Duration

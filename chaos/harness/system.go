@@ -196,12 +196,13 @@ func (s *System) run(ctx context.Context) error {
 	}
 	customers.Wait()
 	faults.Wait()
+	notRecovered := c.comeBack(ctx)
 	close(ending)
 	keepers.Wait()
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return s.writeTables(ctx)
+	return errors.Join(notRecovered, s.writeTables(ctx))
 }
 
 func (s *System) writeTables(ctx context.Context) error {
@@ -267,7 +268,7 @@ func (s *System) config(name string, process int, plan service.Plan) service.Con
 	config := service.Config{
 		Process: name, Dir: s.Dir, DatabaseURL: s.serviceURL, BankURL: s.bankURL,
 		Mode: s.scenario.Mode, Lease: s.scenario.Lease, StoreTimeout: s.scenario.StoreTimeout,
-		Bug: s.scenario.Bug, Plan: plan,
+		Bug: s.scenario.Bug, Plan: plan, CompleterInterval: s.scenario.Completer,
 	}
 	if process == 0 {
 		config.Wait = s.scenario.Wait

@@ -45,6 +45,10 @@ type Meta struct {
 	Bug   string
 }
 
+// RecoveredRequest begins the names of requests that have no client any more: a completer
+// runs them again.
+const RecoveredRequest = "recovered/"
+
 // Request is one try of a client, and its answer. Without an answer Status is zero, Err
 // says why, and whether the request took effect is not known.
 type Request struct {
@@ -60,6 +64,9 @@ type Request struct {
 	Code     string `json:",omitempty"` // of a problem
 	Body     string `json:",omitempty"`
 	Err      string `json:",omitempty"`
+	Left     bool   `json:",omitempty"` // the client goes away without an answer
+	Kept     bool   `json:",omitempty"` // after that, the request was seen to be kept
+	Returned bool   `json:",omitempty"` // the client had gone away, and comes back
 }
 
 // Kinds of events. Those of a call to the store come in twos: before it, and after it
@@ -95,6 +102,7 @@ type Event struct {
 	Found   bool   `json:",omitempty"`
 	Result  string `json:",omitempty"` // of a step, as stored; of a completion, the body
 	Err     string `json:",omitempty"`
+	Clock   int64  `json:",omitempty"` // of a process that serves: the time of day by it, in seconds
 }
 
 // BankCall is one call of the bank.
@@ -113,6 +121,7 @@ type Fault struct {
 	Kind   string
 	Target string
 	Detail string `json:",omitempty"`
+	Strike Strike `json:",omitzero"`
 }
 
 // Kinds of faults that the harness notes itself.
@@ -123,7 +132,15 @@ const (
 	DiedOtherwise   = "ended in a bad way" // it ended by anything else
 	PostgresKilled  = "postgres killed"
 	PostgresBack    = "postgres back"
+	Struck          = "network struck" // a connection to the database; what and when are in Strike
 )
+
+// Strike is a fault of the network between the service and the database.
+type Strike struct {
+	Kind      string // what happened to the connection
+	Statement string // at which: what it was for, not its text
+	Moment    string // in its round trip
+}
 
 // Tables are what the database holds at the end.
 type Tables struct {

@@ -24,6 +24,10 @@ type Summary struct {
 	BankCalls map[string]int // by step
 	Repeated  map[string]int // bank calls beyond the first for a key, by step
 	Postgres  int            // kills of the server
+	Strikes   map[Strike]int // of the network
+	Recovered int            // attempts of completers that completed
+	Left      int            // clients that went away after one try without an answer
+	Begun     int            // keys of theirs whose request was begun
 }
 
 // Summarise returns the summary of a history.
@@ -31,6 +35,7 @@ func (h *History) Summarise() Summary {
 	s := Summary{
 		Kills: make(map[string]int), Stops: make(map[string]int), Answers: make(map[string]int), Decisions: make(map[string]int),
 		BankCalls: make(map[string]int), Repeated: make(map[string]int), Requests: len(h.Requests),
+		Strikes: make(map[Strike]int),
 	}
 	type try struct {
 		client   int
@@ -42,10 +47,13 @@ func (h *History) Summarise() Summary {
 		if tries[this] {
 			s.Retries++
 		}
+		if r.Left {
+			s.Left++
+		}
 		tries[this], keys[try{0, r.Org, r.Key}] = true, true
 		s.Answers[r.kind()]++
 	}
-	s.Keys = len(keys)
+	s.Keys, s.Begun = len(keys), len(h.Begun())
 	for _, e := range h.Events {
 		switch {
 		case e.Kind == Killed:
@@ -58,6 +66,8 @@ func (h *History) Summarise() Summary {
 			s.Extended++
 		case e.Kind == ClaimCall && e.Done && e.Attempt > 1:
 			s.Takeovers++
+		case e.Kind == CompleteCall && e.Done && e.Err == "" && strings.HasPrefix(e.Request, RecoveredRequest):
+			s.Recovered++
 		}
 	}
 	for _, f := range h.Faults {
@@ -70,6 +80,8 @@ func (h *History) Summarise() Summary {
 			s.Deaths++
 		case PostgresKilled:
 			s.Postgres++
+		case Struck:
+			s.Strikes[f.Strike]++
 		}
 	}
 	called := make(map[BankCall]bool)
@@ -104,6 +116,10 @@ func (s Summary) String() string {
 	if s.Postgres > 0 {
 		fmt.Fprintf(&b, "\npostgres killed: %d", s.Postgres)
 	}
+	strikes(&b, s.Strikes)
+	if s.Recovered+s.Left > 0 {
+		fmt.Fprintf(&b, "\nclients that left: %d, with begun requests: %d; completed by completers: %d", s.Left, s.Begun, s.Recovered)
+	}
 	fmt.Fprintf(&b, "\nkeys: %d, requests: %d, retries among them: %d, take-overs: %d, leases extended: %d",
 		s.Keys, s.Requests, s.Retries, s.Takeovers, s.Extended)
 	list(&b, "answers", s.Answers)
@@ -111,6 +127,20 @@ func (s Summary) String() string {
 	list(&b, "calls of the bank", s.BankCalls)
 	list(&b, "calls of the bank beyond a key's first", s.Repeated)
 	return b.String()
+}
+
+// strikes writes a line for each kind of strike.
+func strikes(b *strings.Builder, counts map[Strike]int) {
+	byKind := make(map[string]map[string]int)
+	for strike, n := range counts {
+		if byKind[strike.Kind] == nil {
+			byKind[strike.Kind] = make(map[string]int)
+		}
+		byKind[strike.Kind][strings.TrimSpace(strike.Statement+" "+strike.Moment)] += n
+	}
+	for _, kind := range slices.Sorted(maps.Keys(byKind)) {
+		list(b, "network: "+kind, byKind[kind])
+	}
 }
 
 func list(b *strings.Builder, title string, counts map[string]int) {

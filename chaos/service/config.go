@@ -44,7 +44,10 @@ type Config struct {
 	StoreTimeout time.Duration
 	Wait         time.Duration // of duplicates; zero refuses them
 	Bug          Bug
-	Plan         Plan
+	// CompleterInterval is that of the process's completer. Zero: it has none, and keeps no
+	// requests.
+	CompleterInterval time.Duration
+	Plan              Plan
 }
 
 // Environ returns the setting of [Env] for the configuration.

@@ -41,9 +41,14 @@ func requestID(ctx context.Context) string {
 	return id
 }
 
-// authenticate believes the headers.
+// authenticate believes the headers, which a request that is run again has not.
 func authenticate(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if idempotency.Recovered(r.Context()) {
+			ctx := context.WithValue(r.Context(), requestKey{}, history.RecoveredRequest+uuid.NewString())
+			next.ServeHTTP(w, r.WithContext(ctx))
+			return
+		}
 		org, err := uuid.Parse(r.Header.Get(OrgHeader))
 		if err != nil {
 			http.Error(w, "no tenant", http.StatusUnauthorized)

@@ -50,11 +50,16 @@ func run(config Config) (err error) {
 		points: &points{process: config.Process, log: log, notices: notices, plan: config.Plan},
 		bank:   bank{client: &http.Client{Timeout: 5 * time.Second}, url: config.BankURL},
 	}
-	handler, closeStore, err := s.handler()
+	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	handler, store, err := s.handler(logger)
 	if err != nil {
 		return err
 	}
-	defer closeStore()
+	defer store.Close()
+	stopCompleter, err := s.complete(ctx, store, handler, logger)
+	if err != nil {
+		return err
+	}
 
 	listener, err := net.FileListener(os.NewFile(ListenerFile, "listener"))
 	if err != nil {
@@ -63,7 +68,7 @@ func run(config Config) (err error) {
 	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
-	log.Write(history.Event{T: history.Now(), Process: config.Process, Kind: history.Prepared})
+	log.Write(history.Event{T: history.Now(), Process: config.Process, Kind: history.Prepared, Clock: time.Now().Unix()})
 	if _, err := notices.Write([]byte{Ready}); err != nil {
 		return err
 	}
@@ -71,7 +76,7 @@ func run(config Config) (err error) {
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	ending, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	err = server.Shutdown(ending)
+	err = errors.Join(server.Shutdown(ending), stopCompleter())
 	if failed := <-served; !errors.Is(failed, http.ErrServerClosed) {
 		err = errors.Join(err, failed)
 	}
@@ -79,7 +84,7 @@ func run(config Config) (err error) {
 }
 
 // handler stands authentication and idempotency in front of the payments.
-func (s *payments) handler() (_ http.Handler, closeStore func(), err error) {
+func (s *payments) handler(logger *slog.Logger) (http.Handler, *pgstore.Store, error) {
 	leases, err := pgstore.New(s.pool, s.dir)
 	if err != nil {
 		return nil, nil, err
@@ -96,17 +101,21 @@ func (s *payments) handler() (_ http.Handler, closeStore func(), err error) {
 		idempotency.WithRequireOrg(),
 		idempotency.WithRequireKey(),
 		idempotency.WithStoreTimeout(s.config.StoreTimeout),
-		idempotency.WithLogger(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))),
+		idempotency.WithLogger(logger),
 		idempotency.WithObserver(s.observe),
 	}
-	if s.config.Mode == history.Lease {
+	completes := s.config.CompleterInterval > 0
+	if completes {
+		options = append(options, idempotency.WithRecoverable())
+	}
+	if s.config.Mode == history.Lease || completes { // after a lease a kept request is looked at
 		options = append(options, idempotency.WithLease(s.config.Lease))
 	}
 	if s.config.Wait > 0 {
 		options = append(options, idempotency.WithWait(s.config.Wait))
 	}
 	protect := idempotency.Require(trace(store, s), options...)
-	return s.respond(authenticate(protect(http.HandlerFunc(s.pay)))), leases.Close, nil
+	return s.respond(authenticate(protect(http.HandlerFunc(s.pay)))), leases, nil
 }
 
 func (s *payments) observe(ctx context.Context, e idempotency.Event) {

@@ -18,23 +18,33 @@ type tracer struct {
 	points  *points
 }
 
-// trace returns the store with each of its calls noted. It can watch if the store can.
+// whole is what a store can do beyond that, if there is no bug in it.
+type whole interface {
+	idempotency.WatchStore
+	idempotency.RequestStore
+}
+
+// trace returns the store with each of its calls noted. It can watch, and keeps requests,
+// if the store does.
 func trace(store idempotency.StepStore, s *payments) idempotency.Store {
 	t := &tracer{StepStore: store, log: s.log, process: s.config.Process, points: s.points}
-	if watch, ok := store.(idempotency.WatchStore); ok {
-		return watchTracer{t, watch}
+	if all, ok := store.(whole); ok {
+		return wholeTracer{t, all}
 	}
 	return t
 }
 
-type watchTracer struct {
+type wholeTracer struct {
 	*tracer
-	watch idempotency.WatchStore
+	whole whole
 }
 
+// KeepsRequests implements [idempotency.RequestStore].
+func (wholeTracer) KeepsRequests() {}
+
 // Watch implements [idempotency.WatchStore].
-func (t watchTracer) Watch(orgID uuid.UUID, key string) (ended <-chan struct{}, stop func(), err error) {
-	return t.watch.Watch(orgID, key)
+func (t wholeTracer) Watch(orgID uuid.UUID, key string) (ended <-chan struct{}, stop func(), err error) {
+	return t.whole.Watch(orgID, key)
 }
 
 // begin notes that a call begins, and returns a function that notes its end.
@@ -53,11 +63,12 @@ func (t *tracer) begin(ctx context.Context, kind string, c idempotency.Claim, ab
 
 // outcomes are the names of what may come of a claim.
 var outcomes = map[idempotency.ClaimOutcome]string{
-	idempotency.OutcomeClaimed:     "claimed",
-	idempotency.OutcomeCompleted:   "completed",
-	idempotency.OutcomeInFlight:    "in flight",
-	idempotency.OutcomeMismatch:    "mismatch",
-	idempotency.OutcomeInterrupted: "interrupted",
+	idempotency.OutcomeClaimed:        "claimed",
+	idempotency.OutcomeCompleted:      "completed",
+	idempotency.OutcomeInFlight:       "in flight",
+	idempotency.OutcomeMismatch:       "mismatch",
+	idempotency.OutcomeInterrupted:    "interrupted",
+	idempotency.OutcomeNotInterrupted: "not interrupted",
 }
 
 // Claim implements [idempotency.LeaseStore].

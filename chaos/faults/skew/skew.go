@@ -18,11 +18,16 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // Variable is the environment variable with the seconds by which a program's clock is
 // wrong.
 const Variable = "PGIDEM_CLOCK_SKEW"
+
+// Environ returns the setting of [Variable] for a clock that is ahead by d, or behind where
+// d is negative.
+func Environ(d time.Duration) string { return fmt.Sprintf("%s=%d", Variable, int64(d/time.Second)) }
 
 const (
 	original = "\tsec, nsec, mono := runtimeNow()\n\tif mono == 0 {"
