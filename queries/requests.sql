@@ -134,9 +134,9 @@ SELECT c.awaited FROM released AS c;
 
 -- name: KeepRequest :execrows
 -- KeepRequest keeps the request of an attempt that is about to claim its key by the lock
--- of a transaction. It leaves one that is there as it is, unless that has expired or was
--- given up, and keeps none of a key that has completed.
-INSERT INTO /*tenant.*/idempotency_requests AS q (
+-- of a transaction, in the place of what a dead one has left. It keeps none, and does not
+-- wait, while somebody holds the lock, and none of a key that the attempt will not get.
+INSERT INTO /*tenant.*/idempotency_requests (
     created_at, expires_at, next_at, lock_key, token, org_id, attempts, gave_up, key, request_hash,
     method, target, host, pattern, path_values, headers, body
 )
@@ -148,17 +148,20 @@ FROM (
            @target::bytea AS target, @host::bytea AS host, @pattern::text AS pattern, @path_values::bytea AS path_values,
            @headers::bytea AS headers, @body::bytea AS body
 ) AS a
-WHERE NOT EXISTS (
+WHERE pg_try_advisory_xact_lock(a.lock_key) AND NOT EXISTS (
     SELECT 1
     FROM /*tenant.*/idempotency_records AS r
-    WHERE r.org_id = a.org_id AND r.key = a.key AND r.completed_at IS NOT NULL AND r.expires_at > now()
+    WHERE r.org_id = a.org_id AND r.key = a.key
+      AND (
+          (r.completed_at IS NOT NULL AND r.expires_at > now())
+          OR (r.completed_at IS NULL AND (r.lease_until > now() OR (r.request_hash <> a.request_hash AND r.expires_at > now())))
+      )
 )
 ON CONFLICT (org_id, key) DO UPDATE
 SET created_at = EXCLUDED.created_at, expires_at = EXCLUDED.expires_at, next_at = EXCLUDED.next_at,
     lock_key = EXCLUDED.lock_key, token = EXCLUDED.token, attempts = 0, gave_up = false, request_hash = EXCLUDED.request_hash,
     method = EXCLUDED.method, target = EXCLUDED.target, host = EXCLUDED.host, pattern = EXCLUDED.pattern,
-    path_values = EXCLUDED.path_values, headers = EXCLUDED.headers, body = EXCLUDED.body
-WHERE q.expires_at <= EXCLUDED.created_at OR q.gave_up;
+    path_values = EXCLUDED.path_values, headers = EXCLUDED.headers, body = EXCLUDED.body;
 
 -- name: HasRequest :one
 -- HasRequest tells whether a request is kept.
@@ -168,15 +171,16 @@ SELECT EXISTS (
     WHERE q.org_id = @org_id AND q.key = @key AND q.request_hash = @request_hash AND q.expires_at > now()
 )::boolean AS kept;
 
+-- name: KeptBy :one
+-- KeptBy tells which attempt has kept a request.
+SELECT q.token
+FROM /*tenant.*/idempotency_requests AS q
+WHERE q.org_id = @org_id AND q.key = @key AND q.request_hash = @request_hash AND q.expires_at > now();
+
 -- name: ForgetKey :exec
 -- ForgetKey keeps the request of a key no longer, whichever it is.
 DELETE FROM /*tenant.*/idempotency_requests AS q
 WHERE q.org_id = @org_id AND q.key = @key;
-
--- name: ForgetRequest :exec
--- ForgetRequest keeps a request no longer.
-DELETE FROM /*tenant.*/idempotency_requests AS q
-WHERE q.org_id = @org_id AND q.key = @key AND q.request_hash = @request_hash;
 
 -- name: ForgetAttempt :exec
 -- ForgetAttempt keeps a request no longer that the attempt with the token has kept.
@@ -184,7 +188,15 @@ DELETE FROM /*tenant.*/idempotency_requests AS q
 WHERE q.org_id = @org_id AND q.key = @key AND q.token = @token;
 
 -- name: DueOrgs :many
--- DueOrgs lists the tenants with requests to be run again, or given up.
+-- DueOrgs lists the tenants with requests to be run again, or given up. It forgets what
+-- was kept of a key as that completed, which would look interrupted once the record has
+-- expired. The minute spares what is claimed anew at that moment.
+WITH completed AS (
+    DELETE FROM /*tenant.*/idempotency_requests AS d
+    USING /*tenant.*/idempotency_records AS c
+    WHERE d.org_id = c.org_id AND d.key = c.key AND d.lock_key IS NOT NULL AND d.next_at <= now()
+      AND c.completed_at IS NOT NULL AND c.expires_at > now() + interval '1 minute'
+)
 SELECT DISTINCT q.org_id
 FROM /*tenant.*/idempotency_requests AS q
 LEFT JOIN /*tenant.*/idempotency_records AS r ON r.org_id = q.org_id AND r.key = q.key

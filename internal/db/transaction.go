@@ -64,17 +64,17 @@ func RollBack(ctx context.Context, conn *pgx.Conn) error {
 	return conn.PgConn().Exec(ctx, "ROLLBACK TO SAVEPOINT "+handlerSavepoint+"; ROLLBACK").Close()
 }
 
-// UndoForgetCommit undoes what [UndoHandler] does, runs [Queries.ForgetRequest] and
+// UndoForgetCommit undoes what [UndoHandler] does, runs [Queries.ForgetAttempt] and
 // commits, in one round trip: so the key's lock is held until the request is forgotten.
 // It reports whether that was done.
-func (t Tenant) UndoForgetCommit(ctx context.Context, b Batcher, arg ForgetRequestParams) (committed bool, err error) {
-	forget, err := t.texts.in(t.schema, forgetRequest)
+func (t Tenant) UndoForgetCommit(ctx context.Context, b Batcher, arg ForgetAttemptParams) (committed bool, err error) {
+	forget, err := t.texts.in(t.schema, forgetAttempt)
 	if err != nil {
 		return false, err
 	}
 	var batch pgx.Batch
 	batch.Queue("ROLLBACK TO SAVEPOINT " + handlerSavepoint)
-	batch.Queue(forget, arg.OrgID, arg.Key, arg.RequestHash)
+	batch.Queue(forget, arg.OrgID, arg.Key, arg.Token)
 	return commitAfter(ctx, b, &batch)
 }
 
