@@ -202,7 +202,7 @@ func (s *sweep) run(ctx context.Context, d due, row db.PickRequestsRow) {
 		s.giveBack(ctx, d, row, s.pause)
 		s.logger.LogAttrs(ctx, slog.LevelWarn, "pgidem completer: an interrupted request could not be run again; it will be tried again", about...)
 	default:
-		if outcome == idempotency.DecisionNoOutcome && ctx.Err() != nil { // we are told to stop, and so was the handler
+		if err != nil && outcome != "" && ctx.Err() != nil { // we are told to stop, and so was the handler
 			s.giveBack(ctx, d, row, 0)
 			return
 		}
