@@ -16,7 +16,7 @@ import (
 // second one while it holds a first.
 
 // keepRequest keeps the request of a claim, and reports whether it did: not while another
-// attempt holds the lock.
+// attempt holds the lock, or has just kept the same.
 func keepRequest(ctx context.Context, tenant db.Tenant, lock int64, req idempotency.ClaimRequest) (own bool, err error) {
 	r := encodeRequest(req.Request)
 	for range maxClaimTries {
@@ -89,7 +89,7 @@ func (t *txStore) forgetLost(ctx context.Context, c idempotency.Claim) error {
 	return pgx.ErrNoRows
 }
 
-// request names the request that is kept of the attempt, and none that a later one has kept.
+// request names the request that is kept of the attempt.
 func (a *txAttempt) request() db.ForgetAttemptParams {
 	return db.ForgetAttemptParams{OrgID: a.req.OrgID, Key: a.req.Key, Token: a.keptBy}
 }

@@ -2,8 +2,11 @@ package pgstore_test
 
 import (
 	"context"
+	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -206,4 +209,71 @@ func TestCompletedRequestIsNotRunAgain(t *testing.T) {
 	storetest.Advance(t, pool, org, 25*time.Hour)
 	wantPass(t, c.completer(t), pgstore.CompleterResult{})
 	c.wantRuns(t, org, "key", 1)
+}
+
+// TestKeepingHasOneWinner: of many at a time one gets the key and the others are told that
+// it is in flight, at every isolation level; and the one's outcome is stored at its first
+// try, because no other has touched what is kept of it meanwhile.
+func TestKeepingHasOneWinner(t *testing.T) {
+	t.Parallel()
+	for _, level := range []string{"read committed", "repeatable read", "serializable"} {
+		t.Run(level, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.NewPool(t)
+			org := storetest.NewTenant(t, pool)
+			config := pool.Config()
+			config.MaxConns = 12
+			config.ConnConfig.RuntimeParams["default_transaction_isolation"] = level
+			strict, err := pgxpool.NewWithConfig(t.Context(), config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer strict.Close()
+			store := storetest.NewStore(t, strict).Transactional().(idempotency.RequestStore)
+			for round := range 10 {
+				key := fmt.Sprint("key ", round)
+				winners := make(chan idempotency.Claim, config.MaxConns)
+				var racers sync.WaitGroup
+				for range config.MaxConns {
+					racers.Go(func() {
+						req := keeping(org, key)
+						result, err := store.Claim(t.Context(), req)
+						switch {
+						case err == nil && result.Outcome == idempotency.OutcomeClaimed:
+							winners <- req.Claim
+						case err != nil || result.Outcome != idempotency.OutcomeInFlight:
+							t.Errorf("%+v, %v; want it in flight", result, err)
+						}
+					})
+				}
+				racers.Wait()
+				wantKept(t, pool, org, 1)
+				if len(winners) != 1 {
+					t.Fatalf("%d have claimed the key, want 1", len(winners))
+				}
+				if err := store.Complete(t.Context(), <-winners, &idempotency.Record{ResponseStatus: 201}); err != nil {
+					t.Error(err)
+				}
+				wantKept(t, pool, org, 0)
+			}
+		})
+	}
+}
+
+// TestTakeOverWithoutKeeping: where an attempt has taken over that does not keep its
+// request, as of a version of the service that does not yet, and its client was told that it
+// failed, the request of the first one is nobody's any more.
+func TestTakeOverWithoutKeeping(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	org := storetest.NewTenant(t, pool)
+	c := newClinic(t, pool, modes["lease"], func(http.ResponseWriter, *http.Request) {})
+	c.interrupt(t, org, "key")
+	older := idempotency.Require(c.store)(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusInternalServerError)
+	}))
+	older.ServeHTTP(httptest.NewRecorder(), newPayment(org, "key"))
+	wantPass(t, c.completer(t), pgstore.CompleterResult{})
+	c.wantRuns(t, org, "key", 0)
+	c.wantAnswer(t, org, "key", http.StatusOK, "", "")
 }

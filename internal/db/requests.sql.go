@@ -87,6 +87,7 @@ WITH taken AS (
           SELECT 1
           FROM /*tenant.*/idempotency_requests AS q
           WHERE q.org_id = r.org_id AND q.key = r.key AND q.request_hash = r.request_hash
+            AND (q.expires_at = r.expires_at OR q.lock_key IS NOT NULL)
       )
     RETURNING r.org_id, r.key, r.request_hash, r.created_at, r.expires_at
 ), moved AS (
@@ -114,7 +115,8 @@ type ClaimInterruptedParams struct {
 }
 
 // ClaimInterrupted is ClaimTakeOver for a recovery: of a record that has not expired, for
-// the same request, and only while that is kept.
+// the same request, and only while that is kept. The expiry tells that it is of this
+// attempt: one that took over without keeping its request has moved the record's alone.
 func (q *Queries) ClaimInterrupted(ctx context.Context, arg ClaimInterruptedParams) (int64, error) {
 	row := q.db.QueryRow(ctx, claimInterrupted,
 		arg.Ttl,
@@ -258,7 +260,7 @@ FROM /*tenant.*/idempotency_requests AS q
 LEFT JOIN /*tenant.*/idempotency_records AS r ON r.org_id = q.org_id AND r.key = q.key
 WHERE q.next_at <= now() AND q.expires_at > now() AND NOT q.gave_up
   AND (
-      (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.lease_until <= now())
+      (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.expires_at = q.expires_at AND r.lease_until <= now())
       OR (
           q.lock_key IS NOT NULL
           AND (
@@ -295,7 +297,7 @@ func (q *Queries) DueOrgs(ctx context.Context) ([]uuid.UUID, error) {
 
 const forgetAttempt = `-- name: ForgetAttempt :exec
 DELETE FROM /*tenant.*/idempotency_requests AS q
-WHERE q.org_id = $1 AND q.key = $2 AND q.token = $3
+WHERE q.org_id = $1 AND q.key = $2 AND q.token = $3 AND pg_try_advisory_xact_lock(q.lock_key)
 `
 
 type ForgetAttemptParams struct {
@@ -304,7 +306,8 @@ type ForgetAttemptParams struct {
 	Token uuid.UUID
 }
 
-// ForgetAttempt keeps a request no longer that the attempt with the token has kept.
+// ForgetAttempt keeps a request no longer that the attempt with the token has kept, unless
+// somebody else holds the lock, and so the request.
 func (q *Queries) ForgetAttempt(ctx context.Context, arg ForgetAttemptParams) error {
 	_, err := q.db.Exec(ctx, forgetAttempt, arg.OrgID, arg.Key, arg.Token)
 	return err
@@ -379,7 +382,7 @@ WITH spent AS MATERIALIZED (
     WHERE q.next_at <= now() AND q.expires_at > now() AND NOT q.gave_up AND q.attempts >= $1::integer
       AND q.org_id = ANY ($2::text[]::uuid[])
       AND (
-          (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.lease_until <= now())
+          (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.expires_at = q.expires_at AND r.lease_until <= now())
           OR (
               q.lock_key IS NOT NULL
               AND (
@@ -475,7 +478,7 @@ func (q *Queries) HasRequest(ctx context.Context, arg HasRequestParams) (bool, e
 }
 
 const keepRequest = `-- name: KeepRequest :execrows
-INSERT INTO /*tenant.*/idempotency_requests (
+INSERT INTO /*tenant.*/idempotency_requests AS q (
     created_at, expires_at, next_at, lock_key, token, org_id, attempts, gave_up, key, request_hash,
     method, target, host, pattern, path_values, headers, body
 )
@@ -501,6 +504,7 @@ SET created_at = EXCLUDED.created_at, expires_at = EXCLUDED.expires_at, next_at 
     lock_key = EXCLUDED.lock_key, token = EXCLUDED.token, attempts = 0, gave_up = false, request_hash = EXCLUDED.request_hash,
     method = EXCLUDED.method, target = EXCLUDED.target, host = EXCLUDED.host, pattern = EXCLUDED.pattern,
     path_values = EXCLUDED.path_values, headers = EXCLUDED.headers, body = EXCLUDED.body
+WHERE q.next_at <= EXCLUDED.created_at OR q.attempts > 0 OR q.gave_up OR q.lock_key IS NULL OR q.request_hash <> EXCLUDED.request_hash
 `
 
 type KeepRequestParams struct {
@@ -522,7 +526,8 @@ type KeepRequestParams struct {
 
 // KeepRequest keeps the request of an attempt that is about to claim its key by the lock
 // of a transaction, in the place of what a dead one has left. It keeps none, and does not
-// wait, while somebody holds the lock, and none of a key that the attempt will not get.
+// wait, while somebody holds the lock, and none of a key that the attempt will not get; and
+// it leaves one alone that another has just kept of the same request.
 func (q *Queries) KeepRequest(ctx context.Context, arg KeepRequestParams) (int64, error) {
 	result, err := q.db.Exec(ctx, keepRequest,
 		arg.Ttl,
@@ -574,7 +579,7 @@ WITH picked AS MATERIALIZED (
     WHERE q.next_at <= now() AND q.expires_at > now() AND NOT q.gave_up AND q.attempts < $2::integer
       AND q.org_id = ANY ($3::text[]::uuid[])
       AND (
-          (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.lease_until <= now())
+          (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.expires_at = q.expires_at AND r.lease_until <= now())
           OR (
               q.lock_key IS NOT NULL
               AND (
