@@ -208,7 +208,7 @@ func (t *txStore) tryClaim(ctx context.Context, schema tenancy.Schema, tenant db
 	if err != nil {
 		return idempotency.ClaimResult{}, false, err
 	}
-	result := idempotency.ClaimResult{}
+	var result idempotency.ClaimResult
 	result, a.attempt, a.seen = judgeTx(req, entered.Locked, row, found)
 	switch {
 	case result.Outcome == 0 && req.Recovery:
