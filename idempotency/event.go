@@ -88,7 +88,7 @@ const (
 	// request has meanwhile completed, or its attempt was released.
 	DecisionNotInterrupted Decision = "not_interrupted"
 	// DecisionNotRecoverable means that a request was not run again because its route is
-	// none of those of [WithRecoverable], or no longer.
+	// none of those of [WithRecoverable], or no longer, or not one of this service at all.
 	DecisionNotRecoverable Decision = "not_recoverable"
 )
 

@@ -52,7 +52,9 @@ func (it InterruptedRequest) KeyHash() string {
 // been released ([DecisionNotInterrupted]) is none to be recovered, and gives no error.
 // Any other decision, which leaves the request without an outcome, comes with an error
 // that says why: that the handler panicked, which Recover recovers from; that its status
-// is not storable; or that no Require took the request, and the decision is empty.
+// is not storable; that what stands in front of Require ended the request, and the decision
+// is empty; or that the request never came to Require ([DecisionNotRecoverable]), as in a
+// service that does not have its route.
 func Recover(ctx context.Context, handler http.Handler, it InterruptedRequest) (outcome Outcome, err error) {
 	if handler == nil {
 		return "", errors.New("idempotency: recover: the handler is nil")
@@ -76,7 +78,7 @@ func Recover(ctx context.Context, handler http.Handler, it InterruptedRequest) (
 	case panicked != nil:
 		return outcome, fmt.Errorf("idempotency: recover: %w", panicked)
 	case !taken:
-		return "", fmt.Errorf("idempotency: recover %s %s: no Require took the request: give the handler that Require returned, and let a request through whatever stands in front of it when idempotency.Recovered reports true",
+		return DecisionNotRecoverable, fmt.Errorf("idempotency: recover %s %s: no Require took the request: give the handler that Require returned, and let a request through whatever stands in front of it when idempotency.Recovered reports true",
 			r.Method, r.URL.Path)
 	case decision == "":
 		return "", fmt.Errorf("idempotency: recover %s %s: what stands in front of Require returned before it: let recovered requests run to their end", r.Method, r.URL.Path)

@@ -239,9 +239,9 @@ func TestRecoverThatFails(t *testing.T) {
 	}{
 		"a panic":         {protect(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("oh") })), nil, idempotency.DecisionPanicked, "panicked: oh"},
 		"an abort":        {protect(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })), nil, idempotency.DecisionPanicked, "aborted"},
-		"no Require":      {http.NotFoundHandler(), nil, "", "no Require took the request"},
+		"no Require":      {http.NotFoundHandler(), nil, idempotency.DecisionNotRecoverable, "no Require took the request"},
 		"no handler":      {nil, nil, "", "handler is nil"},
-		"excluded":        {idempotency.Require(k, idempotency.WithRecoverable(), idempotency.WithExclude("/v1/payments"), quiet)(http.NotFoundHandler()), nil, "", "no Require took the request"},
+		"excluded":        {idempotency.Require(k, idempotency.WithRecoverable(), idempotency.WithExclude("/v1/payments"), quiet)(http.NotFoundHandler()), nil, idempotency.DecisionNotRecoverable, "no Require took the request"},
 		"another tenant":  {otherOrg(protect(ok)), nil, idempotency.DecisionMissingOrg, "idempotency.Recovered"},
 		"another route":   {idempotency.Require(k, idempotency.WithRecoverable("/v2"), quiet)(ok), nil, idempotency.DecisionNotRecoverable, "WithRecoverable"},
 		"another store":   {idempotency.Require(idempotency.NewMemoryStore(), quiet)(ok), nil, idempotency.DecisionNotRecoverable, "WithRecoverable"},

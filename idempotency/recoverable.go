@@ -35,12 +35,17 @@ var secretHeaders = []string{"Authorization", "Proxy-Authorization", "Cookie", "
 //
 // It is for handlers that may run again, and says so for the routes it names: a
 // recovered request runs at least once more, as a retry of the client would, and so does
-// one whose response was sent but could not be stored ([DecisionCompleteFailed]). What must not
+// one whose response was sent but could not be stored ([DecisionCompleteFailed]), or which
+// ran unprotected ([WithFailOpen]) after a claim that stands, its answer lost. A client that
+// got 503 because the store went down during the claim ([DecisionStoreError]) or the release
+// ([DecisionReleaseFailed]) may find that its request has run without it. What must not
 // happen twice belongs in a [Step], behind a [ChildKey], or in a transaction of the store
-// (pgstore.Store.Transactional); [Attempt] tells the handler which run it is.
+// (pgstore.Store.Transactional). [Attempt] tells the handler which run it is, except in a
+// transaction, where what ran before has left nothing; [Recovered] tells it in both.
 //
 // What is kept is gone when the request completes, when its attempt is released (the
-// client has been told, and decides), and with the record. The headers that are kept hold
+// client has been told, and decides), and with the record; a claim without it that takes
+// over ends it too. The headers that are kept hold
 // no credentials, so what stands in front of Require must let a recovered request
 // through: authctx does, and other authentication asks [Recovered].
 //

@@ -58,7 +58,8 @@ SELECT count(*) FROM taken AS t;
 
 -- name: ClaimInterrupted :one
 -- ClaimInterrupted is ClaimTakeOver for a recovery: of a record that has not expired, for
--- the same request, and only while that is kept.
+-- the same request, and only while that is kept. The expiry tells that it is of this
+-- attempt: one that took over without keeping its request has moved the record's alone.
 WITH taken AS (
     UPDATE /*tenant.*/idempotency_records AS r
     SET created_at = now(), expires_at = now() + @ttl::interval, lease_until = now() + @lease::interval,
@@ -69,6 +70,7 @@ WITH taken AS (
           SELECT 1
           FROM /*tenant.*/idempotency_requests AS q
           WHERE q.org_id = r.org_id AND q.key = r.key AND q.request_hash = r.request_hash
+            AND (q.expires_at = r.expires_at OR q.lock_key IS NOT NULL)
       )
     RETURNING r.org_id, r.key, r.request_hash, r.created_at, r.expires_at
 ), moved AS (
@@ -134,8 +136,9 @@ SELECT c.awaited FROM released AS c;
 
 -- name: KeepRequest :execrows
 -- KeepRequest keeps the request of an attempt that is about to claim its key by the lock
--- of a transaction. It leaves one that is there as it is, unless that has expired or was
--- given up, and keeps none of a key that has completed.
+-- of a transaction, in the place of what a dead one has left. It keeps none, and does not
+-- wait, while somebody holds the lock, and none of a key that the attempt will not get; and
+-- it leaves one alone that another has just kept of the same request.
 INSERT INTO /*tenant.*/idempotency_requests AS q (
     created_at, expires_at, next_at, lock_key, token, org_id, attempts, gave_up, key, request_hash,
     method, target, host, pattern, path_values, headers, body
@@ -148,17 +151,21 @@ FROM (
            @target::bytea AS target, @host::bytea AS host, @pattern::text AS pattern, @path_values::bytea AS path_values,
            @headers::bytea AS headers, @body::bytea AS body
 ) AS a
-WHERE NOT EXISTS (
+WHERE pg_try_advisory_xact_lock(a.lock_key) AND NOT EXISTS (
     SELECT 1
     FROM /*tenant.*/idempotency_records AS r
-    WHERE r.org_id = a.org_id AND r.key = a.key AND r.completed_at IS NOT NULL AND r.expires_at > now()
+    WHERE r.org_id = a.org_id AND r.key = a.key
+      AND (
+          (r.completed_at IS NOT NULL AND r.expires_at > now())
+          OR (r.completed_at IS NULL AND (r.lease_until > now() OR (r.request_hash <> a.request_hash AND r.expires_at > now())))
+      )
 )
 ON CONFLICT (org_id, key) DO UPDATE
 SET created_at = EXCLUDED.created_at, expires_at = EXCLUDED.expires_at, next_at = EXCLUDED.next_at,
     lock_key = EXCLUDED.lock_key, token = EXCLUDED.token, attempts = 0, gave_up = false, request_hash = EXCLUDED.request_hash,
     method = EXCLUDED.method, target = EXCLUDED.target, host = EXCLUDED.host, pattern = EXCLUDED.pattern,
     path_values = EXCLUDED.path_values, headers = EXCLUDED.headers, body = EXCLUDED.body
-WHERE q.expires_at <= EXCLUDED.created_at OR q.gave_up;
+WHERE q.next_at <= EXCLUDED.created_at OR q.attempts > 0 OR q.gave_up OR q.lock_key IS NULL OR q.request_hash <> EXCLUDED.request_hash;
 
 -- name: HasRequest :one
 -- HasRequest tells whether a request is kept.
@@ -168,29 +175,39 @@ SELECT EXISTS (
     WHERE q.org_id = @org_id AND q.key = @key AND q.request_hash = @request_hash AND q.expires_at > now()
 )::boolean AS kept;
 
+-- name: KeptBy :one
+-- KeptBy tells which attempt has kept a request.
+SELECT q.token
+FROM /*tenant.*/idempotency_requests AS q
+WHERE q.org_id = @org_id AND q.key = @key AND q.request_hash = @request_hash AND q.expires_at > now();
+
 -- name: ForgetKey :exec
 -- ForgetKey keeps the request of a key no longer, whichever it is.
 DELETE FROM /*tenant.*/idempotency_requests AS q
 WHERE q.org_id = @org_id AND q.key = @key;
 
--- name: ForgetRequest :exec
--- ForgetRequest keeps a request no longer.
-DELETE FROM /*tenant.*/idempotency_requests AS q
-WHERE q.org_id = @org_id AND q.key = @key AND q.request_hash = @request_hash;
-
 -- name: ForgetAttempt :exec
--- ForgetAttempt keeps a request no longer that the attempt with the token has kept.
+-- ForgetAttempt keeps a request no longer that the attempt with the token has kept, unless
+-- somebody else holds the lock, and so the request.
 DELETE FROM /*tenant.*/idempotency_requests AS q
-WHERE q.org_id = @org_id AND q.key = @key AND q.token = @token;
+WHERE q.org_id = @org_id AND q.key = @key AND q.token = @token AND pg_try_advisory_xact_lock(q.lock_key);
 
 -- name: DueOrgs :many
--- DueOrgs lists the tenants with requests to be run again, or given up.
+-- DueOrgs lists the tenants with requests to be run again, or given up. It forgets what
+-- was kept of a key as that completed, which would look interrupted once the record has
+-- expired. The minute spares what is claimed anew at that moment.
+WITH completed AS (
+    DELETE FROM /*tenant.*/idempotency_requests AS d
+    USING /*tenant.*/idempotency_records AS c
+    WHERE d.org_id = c.org_id AND d.key = c.key AND d.lock_key IS NOT NULL AND d.next_at <= now()
+      AND c.completed_at IS NOT NULL AND c.expires_at > now() + interval '1 minute'
+)
 SELECT DISTINCT q.org_id
 FROM /*tenant.*/idempotency_requests AS q
 LEFT JOIN /*tenant.*/idempotency_records AS r ON r.org_id = q.org_id AND r.key = q.key
 WHERE q.next_at <= now() AND q.expires_at > now() AND NOT q.gave_up
   AND (
-      (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.lease_until <= now())
+      (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.expires_at = q.expires_at AND r.lease_until <= now())
       OR (
           q.lock_key IS NOT NULL
           AND (
@@ -213,7 +230,7 @@ WITH picked AS MATERIALIZED (
     WHERE q.next_at <= now() AND q.expires_at > now() AND NOT q.gave_up AND q.attempts < @max_attempts::integer
       AND q.org_id = ANY (sqlc.arg(org_ids)::text[]::uuid[])
       AND (
-          (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.lease_until <= now())
+          (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.expires_at = q.expires_at AND r.lease_until <= now())
           OR (
               q.lock_key IS NOT NULL
               AND (
@@ -263,7 +280,7 @@ WITH spent AS MATERIALIZED (
     WHERE q.next_at <= now() AND q.expires_at > now() AND NOT q.gave_up AND q.attempts >= @max_attempts::integer
       AND q.org_id = ANY (sqlc.arg(org_ids)::text[]::uuid[])
       AND (
-          (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.lease_until <= now())
+          (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.expires_at = q.expires_at AND r.lease_until <= now())
           OR (
               q.lock_key IS NOT NULL
               AND (

@@ -41,7 +41,7 @@ const (
 // the effects of an attempt that died are gone.
 //
 // An attempt comes to nothing when the handler panics, or answers with a status that is
-// not storable; the next one follows after a pause that doubles each time. When the last
+// not storable, unless it was told to stop; the next one follows after a pause that doubles each time. When the last
 // one has come to nothing, or its process has died too, the request is left as it is, a
 // retry of the client may still take it over, and one line at level Error says so, with
 // method, path, org_id, the hash of the key, and the attempts.
@@ -89,7 +89,7 @@ func WithPause(d time.Duration) CompleterOption {
 
 // WithMaxAttempts sets how often a request is run again before it is given up, from 1 to
 // 20. The attempts of clients do not count; one of them that is interrupted has the count
-// begin anew. Defaults to 5.
+// begin anew. Services that share a tenant's schema give the same. Defaults to 5.
 func WithMaxAttempts(n int) CompleterOption {
 	return func(c *Completer) error {
 		c.maxAttempts = n
@@ -134,8 +134,10 @@ func positive[N ~int | ~int64](option string, n N) error {
 // what its Transactional returned; or the whole router of the service, with authentication
 // in front that lets requests through for which [idempotency.Recovered] reports true, as
 // authctx does. Give what Require returned where something in front of it changes the path
-// ([http.StripPrefix]), for the path is kept as Require saw it; and the whole router where
-// one that is not [http.ServeMux] stands in front and finds the path's values.
+// ([http.StripPrefix]) or the body, by decompressing it say, for both are kept as Require saw
+// them; and the whole router where one that is not [http.ServeMux] stands in front and finds
+// the path's values. Requests that were kept in transactions are left alone by a handler with
+// leases.
 //
 // It starts nothing and opens no connection. The error names what is wrong.
 func NewCompleter(store *Store, handler http.Handler, opts ...CompleterOption) (*Completer, error) {

@@ -156,7 +156,8 @@ type txAttempt struct {
 	seen    *db.DeleteSeenParams // the record that it takes the place of
 	began   time.Time
 	lock    int64
-	pid     int32 // of the server process that holds the lock
+	keptBy  uuid.UUID // the token of the request that is kept of it
+	pid     int32     // of the server process that holds the lock
 }
 
 // Claim implements [idempotency.LeaseStore]. It takes one round trip, one more to end the
@@ -175,55 +176,77 @@ func (t *txStore) Claim(ctx context.Context, req idempotency.ClaimRequest) (idem
 		}
 		return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
 	}
-	lock := lockName(schema, req.OrgID, req.Key)
+	for range maxClaimTries {
+		result, again, err := t.tryClaim(ctx, schema, tenant, conn, req)
+		if err != nil {
+			giveBack(ctx, conn)
+			return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
+		}
+		if !again {
+			return result, nil
+		}
+	}
+	conn.Release()
+	return idempotency.ClaimResult{}, errContended
+}
+
+// tryClaim claims the key once, on a connection that is the attempt's if it gets the key,
+// and given back if it does not. After an error, and when it asks to be called again, the
+// connection is still the caller's.
+func (t *txStore) tryClaim(ctx context.Context, schema tenancy.Schema, tenant db.Tenant, conn *pgxpool.Conn, req idempotency.ClaimRequest) (_ idempotency.ClaimResult, again bool, err error) {
+	a := &txAttempt{tenant: tenant, conn: conn, req: req, lock: lockName(schema, req.OrgID, req.Key), keptBy: uuid.UUID(req.Token)}
 	onConn := t.store.texts.Bind(conn, schema.Quoted())
 	kept := false
 	if req.Request != nil {
-		if kept, err = keepRequest(ctx, onConn, lock, req); err != nil {
-			err = t.store.outdatedOrMissing(ctx, onConn, req, err)
-			giveBack(ctx, conn)
-			return idempotency.ClaimResult{}, translate("keep a request", req.OrgID, err)
+		if kept, err = keepRequest(ctx, onConn, a.lock, req); err != nil {
+			return idempotency.ClaimResult{}, false, fmt.Errorf("keep the request: %w", t.store.outdatedOrMissing(ctx, onConn, req, err))
 		}
 	}
 	tx, entered, row, found, err := tenant.EnterSelect(ctx, conn, t.options,
-		db.EnterTenantParams{SearchPath: schema.Quoted(), KeyLock: lock},
+		db.EnterTenantParams{SearchPath: schema.Quoted(), KeyLock: a.lock},
 		db.ClaimSelectParams{OrgID: req.OrgID, Key: req.Key})
 	if err != nil {
-		giveBack(ctx, conn)
-		return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
+		return idempotency.ClaimResult{}, false, err
 	}
-	result, attempt, seen := judgeTx(req, entered.Locked, row, found)
-	if result.Outcome == 0 && req.Recovery {
+	var result idempotency.ClaimResult
+	result, a.attempt, a.seen = judgeTx(req, entered.Locked, row, found)
+	switch {
+	case result.Outcome == 0 && req.Recovery:
 		has, err := db.New(onConn).HasRequest(ctx, db.HasRequestParams{OrgID: req.OrgID, Key: req.Key, RequestHash: encodeHash(req.RequestHash)})
 		if err != nil {
-			giveBack(ctx, conn)
-			return idempotency.ClaimResult{}, translate("claim", req.OrgID, asOutdated(err))
+			return idempotency.ClaimResult{}, false, asOutdated(err)
 		}
 		if !has {
 			result.Outcome = idempotency.OutcomeNotInterrupted
 		}
+	case result.Outcome == 0 && req.Request != nil && !kept:
+		token, found, err := keptBy(ctx, onConn, req)
+		if err != nil {
+			return idempotency.ClaimResult{}, false, err
+		}
+		if !found {
+			rollBack(ctx, conn)
+			return idempotency.ClaimResult{}, true, nil
+		}
+		a.keptBy = token
 	}
 	if result.Outcome != 0 {
 		rollBack(ctx, conn)
 		if kept && result.Outcome != idempotency.OutcomeInFlight {
 			// It completed, or came to belong to another request, as this one was kept.
-			err = db.New(onConn).ForgetAttempt(ctx, db.ForgetAttemptParams{OrgID: req.OrgID, Key: req.Key, Token: uuid.UUID(req.Token)})
+			if err := db.New(onConn).ForgetAttempt(ctx, a.request()); err != nil {
+				return idempotency.ClaimResult{}, false, err
+			}
 		}
 		conn.Release()
-		return result, translate("claim", req.OrgID, err)
+		return result, false, nil
 	}
-	a := &txAttempt{
-		tenant: tenant, conn: conn, req: req, attempt: attempt, seen: seen,
-		began: entered.Began, lock: lock, pid: entered.Pid,
-	}
+	a.began, a.pid = entered.Began, entered.Pid
 	a.tx = &handlerTx{Tx: tx, org: req.OrgID, seen: &seenByHandler{}}
 	t.mu.Lock()
 	t.running[req.Token] = a
 	t.mu.Unlock()
-	return idempotency.ClaimResult{
-		Outcome: idempotency.OutcomeClaimed, Attempt: int(attempt),
-		Transaction: a.tx,
-	}, nil
+	return idempotency.ClaimResult{Outcome: idempotency.OutcomeClaimed, Attempt: int(a.attempt), Transaction: a.tx}, false, nil
 }
 
 // judgeTx is judge for a claim by a transaction: an outcome of zero means that it

@@ -2,6 +2,7 @@ package pgstore
 
 import (
 	"context"
+	"errors"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -14,17 +15,34 @@ import (
 // before the transaction begins: on the same connection, because none may wait for a
 // second one while it holds a first.
 
-// keepRequest keeps the request of a claim, and reports whether it is the claim's own
-// that is kept, and not one of an earlier attempt.
+// keepRequest keeps the request of a claim, and reports whether it did: not while another
+// attempt holds the lock, or has just kept the same.
 func keepRequest(ctx context.Context, tenant db.Tenant, lock int64, req idempotency.ClaimRequest) (own bool, err error) {
 	r := encodeRequest(req.Request)
-	n, err := db.New(tenant).KeepRequest(ctx, db.KeepRequestParams{
-		Ttl: req.TTL, Lease: req.Lease, LockKey: lock, Token: uuid.UUID(req.Token),
-		OrgID: req.OrgID, Key: req.Key, RequestHash: encodeHash(req.RequestHash),
-		Method: r.method, Target: r.target, Host: r.host, Pattern: r.pattern,
-		PathValues: r.pathValues, Headers: r.headers, Body: r.body,
-	})
-	return n == 1, err
+	for range maxClaimTries {
+		var n int64
+		n, err = db.New(tenant).KeepRequest(ctx, db.KeepRequestParams{
+			Ttl: req.TTL, Lease: req.Lease, LockKey: lock, Token: uuid.UUID(req.Token),
+			OrgID: req.OrgID, Key: req.Key, RequestHash: encodeHash(req.RequestHash),
+			Method: r.method, Target: r.target, Host: r.host, Pattern: r.pattern,
+			PathValues: r.pathValues, Headers: r.headers, Body: r.body,
+		})
+		if !isSerializationFailure(err) {
+			return n == 1, err
+		}
+	}
+	return false, err
+}
+
+// keptBy returns the token of the attempt that has kept the request of a claim which holds
+// the lock, and false where none has: one that held the lock as this one was to be kept may
+// have ended since, and taken its own along. While the lock is held nobody keeps another.
+func keptBy(ctx context.Context, tenant db.Tenant, req idempotency.ClaimRequest) (token uuid.UUID, found bool, err error) {
+	token, err = db.New(tenant).KeptBy(ctx, db.KeptByParams{OrgID: req.OrgID, Key: req.Key, RequestHash: encodeHash(req.RequestHash)})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return token, false, nil
+	}
+	return token, err == nil, err
 }
 
 // undoAndForget ends the transaction of an attempt without what its handler did and
@@ -52,7 +70,7 @@ func (t *txStore) forget(ctx context.Context, a *txAttempt) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
 	defer cancel()
-	_ = db.New(a.tenant).ForgetRequest(ctx, a.request())
+	_ = db.New(a.tenant).ForgetAttempt(ctx, a.request())
 }
 
 // forgetLost does so for an attempt that there is no more, or never was: the answer to its
@@ -72,6 +90,6 @@ func (t *txStore) forgetLost(ctx context.Context, c idempotency.Claim) error {
 }
 
 // request names the request that is kept of the attempt.
-func (a *txAttempt) request() db.ForgetRequestParams {
-	return db.ForgetRequestParams{OrgID: a.req.OrgID, Key: a.req.Key, RequestHash: encodeHash(a.req.RequestHash)}
+func (a *txAttempt) request() db.ForgetAttemptParams {
+	return db.ForgetAttemptParams{OrgID: a.req.OrgID, Key: a.req.Key, Token: a.keptBy}
 }

@@ -87,6 +87,7 @@ WITH taken AS (
           SELECT 1
           FROM /*tenant.*/idempotency_requests AS q
           WHERE q.org_id = r.org_id AND q.key = r.key AND q.request_hash = r.request_hash
+            AND (q.expires_at = r.expires_at OR q.lock_key IS NOT NULL)
       )
     RETURNING r.org_id, r.key, r.request_hash, r.created_at, r.expires_at
 ), moved AS (
@@ -114,7 +115,8 @@ type ClaimInterruptedParams struct {
 }
 
 // ClaimInterrupted is ClaimTakeOver for a recovery: of a record that has not expired, for
-// the same request, and only while that is kept.
+// the same request, and only while that is kept. The expiry tells that it is of this
+// attempt: one that took over without keeping its request has moved the record's alone.
 func (q *Queries) ClaimInterrupted(ctx context.Context, arg ClaimInterruptedParams) (int64, error) {
 	row := q.db.QueryRow(ctx, claimInterrupted,
 		arg.Ttl,
@@ -247,12 +249,18 @@ func (q *Queries) CompleteRecoverable(ctx context.Context, arg CompleteRecoverab
 }
 
 const dueOrgs = `-- name: DueOrgs :many
+WITH completed AS (
+    DELETE FROM /*tenant.*/idempotency_requests AS d
+    USING /*tenant.*/idempotency_records AS c
+    WHERE d.org_id = c.org_id AND d.key = c.key AND d.lock_key IS NOT NULL AND d.next_at <= now()
+      AND c.completed_at IS NOT NULL AND c.expires_at > now() + interval '1 minute'
+)
 SELECT DISTINCT q.org_id
 FROM /*tenant.*/idempotency_requests AS q
 LEFT JOIN /*tenant.*/idempotency_records AS r ON r.org_id = q.org_id AND r.key = q.key
 WHERE q.next_at <= now() AND q.expires_at > now() AND NOT q.gave_up
   AND (
-      (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.lease_until <= now())
+      (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.expires_at = q.expires_at AND r.lease_until <= now())
       OR (
           q.lock_key IS NOT NULL
           AND (
@@ -264,7 +272,9 @@ WHERE q.next_at <= now() AND q.expires_at > now() AND NOT q.gave_up
   )
 `
 
-// DueOrgs lists the tenants with requests to be run again, or given up.
+// DueOrgs lists the tenants with requests to be run again, or given up. It forgets what
+// was kept of a key as that completed, which would look interrupted once the record has
+// expired. The minute spares what is claimed anew at that moment.
 func (q *Queries) DueOrgs(ctx context.Context) ([]uuid.UUID, error) {
 	rows, err := q.db.Query(ctx, dueOrgs)
 	if err != nil {
@@ -287,7 +297,7 @@ func (q *Queries) DueOrgs(ctx context.Context) ([]uuid.UUID, error) {
 
 const forgetAttempt = `-- name: ForgetAttempt :exec
 DELETE FROM /*tenant.*/idempotency_requests AS q
-WHERE q.org_id = $1 AND q.key = $2 AND q.token = $3
+WHERE q.org_id = $1 AND q.key = $2 AND q.token = $3 AND pg_try_advisory_xact_lock(q.lock_key)
 `
 
 type ForgetAttemptParams struct {
@@ -296,7 +306,8 @@ type ForgetAttemptParams struct {
 	Token uuid.UUID
 }
 
-// ForgetAttempt keeps a request no longer that the attempt with the token has kept.
+// ForgetAttempt keeps a request no longer that the attempt with the token has kept, unless
+// somebody else holds the lock, and so the request.
 func (q *Queries) ForgetAttempt(ctx context.Context, arg ForgetAttemptParams) error {
 	_, err := q.db.Exec(ctx, forgetAttempt, arg.OrgID, arg.Key, arg.Token)
 	return err
@@ -315,23 +326,6 @@ type ForgetKeyParams struct {
 // ForgetKey keeps the request of a key no longer, whichever it is.
 func (q *Queries) ForgetKey(ctx context.Context, arg ForgetKeyParams) error {
 	_, err := q.db.Exec(ctx, forgetKey, arg.OrgID, arg.Key)
-	return err
-}
-
-const forgetRequest = `-- name: ForgetRequest :exec
-DELETE FROM /*tenant.*/idempotency_requests AS q
-WHERE q.org_id = $1 AND q.key = $2 AND q.request_hash = $3
-`
-
-type ForgetRequestParams struct {
-	OrgID       uuid.UUID
-	Key         string
-	RequestHash []byte
-}
-
-// ForgetRequest keeps a request no longer.
-func (q *Queries) ForgetRequest(ctx context.Context, arg ForgetRequestParams) error {
-	_, err := q.db.Exec(ctx, forgetRequest, arg.OrgID, arg.Key, arg.RequestHash)
 	return err
 }
 
@@ -388,7 +382,7 @@ WITH spent AS MATERIALIZED (
     WHERE q.next_at <= now() AND q.expires_at > now() AND NOT q.gave_up AND q.attempts >= $1::integer
       AND q.org_id = ANY ($2::text[]::uuid[])
       AND (
-          (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.lease_until <= now())
+          (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.expires_at = q.expires_at AND r.lease_until <= now())
           OR (
               q.lock_key IS NOT NULL
               AND (
@@ -496,17 +490,21 @@ FROM (
            $9::bytea AS target, $10::bytea AS host, $11::text AS pattern, $12::bytea AS path_values,
            $13::bytea AS headers, $14::bytea AS body
 ) AS a
-WHERE NOT EXISTS (
+WHERE pg_try_advisory_xact_lock(a.lock_key) AND NOT EXISTS (
     SELECT 1
     FROM /*tenant.*/idempotency_records AS r
-    WHERE r.org_id = a.org_id AND r.key = a.key AND r.completed_at IS NOT NULL AND r.expires_at > now()
+    WHERE r.org_id = a.org_id AND r.key = a.key
+      AND (
+          (r.completed_at IS NOT NULL AND r.expires_at > now())
+          OR (r.completed_at IS NULL AND (r.lease_until > now() OR (r.request_hash <> a.request_hash AND r.expires_at > now())))
+      )
 )
 ON CONFLICT (org_id, key) DO UPDATE
 SET created_at = EXCLUDED.created_at, expires_at = EXCLUDED.expires_at, next_at = EXCLUDED.next_at,
     lock_key = EXCLUDED.lock_key, token = EXCLUDED.token, attempts = 0, gave_up = false, request_hash = EXCLUDED.request_hash,
     method = EXCLUDED.method, target = EXCLUDED.target, host = EXCLUDED.host, pattern = EXCLUDED.pattern,
     path_values = EXCLUDED.path_values, headers = EXCLUDED.headers, body = EXCLUDED.body
-WHERE q.expires_at <= EXCLUDED.created_at OR q.gave_up
+WHERE q.next_at <= EXCLUDED.created_at OR q.attempts > 0 OR q.gave_up OR q.lock_key IS NULL OR q.request_hash <> EXCLUDED.request_hash
 `
 
 type KeepRequestParams struct {
@@ -527,8 +525,9 @@ type KeepRequestParams struct {
 }
 
 // KeepRequest keeps the request of an attempt that is about to claim its key by the lock
-// of a transaction. It leaves one that is there as it is, unless that has expired or was
-// given up, and keeps none of a key that has completed.
+// of a transaction, in the place of what a dead one has left. It keeps none, and does not
+// wait, while somebody holds the lock, and none of a key that the attempt will not get; and
+// it leaves one alone that another has just kept of the same request.
 func (q *Queries) KeepRequest(ctx context.Context, arg KeepRequestParams) (int64, error) {
 	result, err := q.db.Exec(ctx, keepRequest,
 		arg.Ttl,
@@ -552,6 +551,26 @@ func (q *Queries) KeepRequest(ctx context.Context, arg KeepRequestParams) (int64
 	return result.RowsAffected(), nil
 }
 
+const keptBy = `-- name: KeptBy :one
+SELECT q.token
+FROM /*tenant.*/idempotency_requests AS q
+WHERE q.org_id = $1 AND q.key = $2 AND q.request_hash = $3 AND q.expires_at > now()
+`
+
+type KeptByParams struct {
+	OrgID       uuid.UUID
+	Key         string
+	RequestHash []byte
+}
+
+// KeptBy tells which attempt has kept a request.
+func (q *Queries) KeptBy(ctx context.Context, arg KeptByParams) (uuid.UUID, error) {
+	row := q.db.QueryRow(ctx, keptBy, arg.OrgID, arg.Key, arg.RequestHash)
+	var token uuid.UUID
+	err := row.Scan(&token)
+	return token, err
+}
+
 const pickRequests = `-- name: PickRequests :many
 WITH picked AS MATERIALIZED (
     SELECT q.org_id, q.key, now() + power(2, q.attempts) * $1::interval AS next_at
@@ -560,7 +579,7 @@ WITH picked AS MATERIALIZED (
     WHERE q.next_at <= now() AND q.expires_at > now() AND NOT q.gave_up AND q.attempts < $2::integer
       AND q.org_id = ANY ($3::text[]::uuid[])
       AND (
-          (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.lease_until <= now())
+          (q.lock_key IS NULL AND r.completed_at IS NULL AND r.request_hash = q.request_hash AND r.expires_at = q.expires_at AND r.lease_until <= now())
           OR (
               q.lock_key IS NOT NULL
               AND (

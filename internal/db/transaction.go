@@ -64,22 +64,22 @@ func RollBack(ctx context.Context, conn *pgx.Conn) error {
 	return conn.PgConn().Exec(ctx, "ROLLBACK TO SAVEPOINT "+handlerSavepoint+"; ROLLBACK").Close()
 }
 
-// UndoForgetCommit undoes what [UndoHandler] does, runs [Queries.ForgetRequest] and
+// UndoForgetCommit undoes what [UndoHandler] does, runs [Queries.ForgetAttempt] and
 // commits, in one round trip: so the key's lock is held until the request is forgotten.
 // It reports whether that was done.
-func (t Tenant) UndoForgetCommit(ctx context.Context, b Batcher, arg ForgetRequestParams) (committed bool, err error) {
-	forget, err := t.texts.in(t.schema, forgetRequest)
+func (t Tenant) UndoForgetCommit(ctx context.Context, b Batcher, arg ForgetAttemptParams) (committed bool, err error) {
+	forget, err := t.texts.in(t.schema, forgetAttempt)
 	if err != nil {
 		return false, err
 	}
 	var batch pgx.Batch
 	batch.Queue("ROLLBACK TO SAVEPOINT " + handlerSavepoint)
-	batch.Queue(forget, arg.OrgID, arg.Key, arg.RequestHash)
+	batch.Queue(forget, arg.OrgID, arg.Key, arg.Token)
 	return commitAfter(ctx, b, &batch)
 }
 
 // InsertCommit runs [Queries.DeleteSeen], if there is a record to be made room for,
-// [Queries.ForgetKey], if a request is kept, [Queries.InsertCompleted] and a COMMIT in one
+// [Queries.InsertCompleted], [Queries.ForgetKey], if a request is kept, and a COMMIT in one
 // round trip. It reports whether the transaction was committed: one that had failed before
 // is rolled back by COMMIT without an error. One that was ended within gives an error, see
 // [EndedWithin].
@@ -101,11 +101,11 @@ func (t Tenant) InsertCommit(ctx context.Context, b Batcher, seen *DeleteSeenPar
 	if seen != nil {
 		batch.Queue(remove, seen.OrgID, seen.Key, seen.SeenToken)
 	}
-	if forget {
-		batch.Queue(forgetting, arg.OrgID, arg.Key)
-	}
 	batch.Queue(insert, arg.Ttl, arg.Token, arg.OrgID, arg.Attempt, arg.ResponseStatus, arg.ResponseKept,
 		arg.Key, arg.RequestHash, arg.ResponseHeaders, arg.ResponseBody)
+	if forget { // after the record, as a claim with a lease does it, so that none waits for the other
+		batch.Queue(forgetting, arg.OrgID, arg.Key)
+	}
 	return commitAfter(ctx, b, &batch)
 }
 
