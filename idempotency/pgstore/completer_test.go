@@ -902,9 +902,17 @@ func TestKeepingInAnOldSchema(t *testing.T) {
 		if _, err := pgstore.Purge(t.Context(), pool, storetest.SchemaOf(t, org), pgstore.PurgeOptions{}); err == nil || !strings.Contains(err.Error(), "run migrations.Up") {
 			t.Errorf("Purge: %v; want to be told to migrate", err)
 		}
-		_, err = store.Claim(t.Context(), keeping(uuid.New(), "key"))
-		if !errors.Is(err, tenancy.ErrUnknownTenant) {
-			t.Errorf("no schema: %v; want an unknown tenant", err)
+		for name, change := range map[string]func(org uuid.UUID) error{
+			"Put":   func(org uuid.UUID) error { return store.Put(t.Context(), &idempotency.Record{OrgID: org, Key: "put"}) },
+			"Clear": func(org uuid.UUID) error { return c.store.Clear(t.Context(), org) },
+			"Claim": func(org uuid.UUID) error { _, err := store.Claim(t.Context(), keeping(org, "key")); return err },
+		} {
+			if err := change(org); err == nil || !strings.Contains(err.Error(), "run migrations.Up") || errors.Is(err, tenancy.ErrUnknownTenant) {
+				t.Errorf("%s: %v; want to be told to migrate", name, err)
+			}
+			if err := change(uuid.New()); !errors.Is(err, tenancy.ErrUnknownTenant) {
+				t.Errorf("%s without a schema: %v; want an unknown tenant", name, err)
+			}
 		}
 	})
 }

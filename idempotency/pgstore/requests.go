@@ -3,6 +3,8 @@ package pgstore
 import (
 	"context"
 
+	"github.com/google/uuid"
+
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/internal/db"
 )
@@ -53,12 +55,12 @@ func (s storedRequest) decode() (idempotency.KeptRequest, error) {
 }
 
 // outdatedOrMissing tells apart, for a statement that met no table, a schema without the
-// table of records and one that lacks that of requests alone.
-func (s *Store) outdatedOrMissing(ctx context.Context, tenant db.Tenant, req idempotency.ClaimRequest, err error) error {
+// table of records and one that lacks another alone.
+func (s *Store) outdatedOrMissing(ctx context.Context, tenant db.Tenant, orgID uuid.UUID, err error) error {
 	if !isMissing(err) {
 		return err
 	}
-	if _, found := db.New(tenant).ClaimSelect(ctx, db.ClaimSelectParams{OrgID: req.OrgID, Key: req.Key}); isMissing(found) {
+	if _, found := db.New(tenant).GetRecord(ctx, db.GetRecordParams{OrgID: orgID}); isMissing(found) {
 		return err
 	}
 	return asOutdated(err)

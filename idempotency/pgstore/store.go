@@ -176,7 +176,7 @@ func (s *Store) firstLook(ctx context.Context, tenant db.Tenant, req idempotency
 			Method: r.method, Target: r.target, Host: r.host, Pattern: r.pattern,
 			PathValues: r.pathValues, Headers: r.headers, Body: r.body,
 		})
-		return claimed, row, found, s.outdatedOrMissing(ctx, tenant, req, err)
+		return claimed, row, found, s.outdatedOrMissing(ctx, tenant, req.OrgID, err)
 	}
 	return tenant.ClaimInsertSelect(ctx, s.pool, db.ClaimInsertParams{
 		Ttl: req.TTL, Lease: req.Lease, Token: uuid.UUID(req.Token),
@@ -328,7 +328,7 @@ func (s *Store) Clear(ctx context.Context, orgID uuid.UUID) error {
 	}
 	_, err = db.New(tenant).ClearRecords(ctx, orgID)
 	s.listener.ends.SignalAll()
-	return translate("clear", orgID, err)
+	return translate("clear", orgID, s.outdatedOrMissing(ctx, tenant, orgID, err))
 }
 
 // Get implements [idempotency.Store].
@@ -373,7 +373,7 @@ func (s *Store) Put(ctx context.Context, rec *idempotency.Record) error {
 		ResponseHeaders: encodeHeaders(rec), ResponseBody: rec.ResponseBody,
 	})
 	s.listener.ends.Signal(newWaitKey(rec.OrgID, rec.Key))
-	return translate("put", rec.OrgID, err)
+	return translate("put", rec.OrgID, s.outdatedOrMissing(ctx, tenant, rec.OrgID, err))
 }
 
 // completedRecord makes a record of what the database holds.

@@ -199,7 +199,7 @@ func (t *txStore) tryClaim(ctx context.Context, schema tenancy.Schema, tenant db
 	kept := false
 	if req.Request != nil {
 		if kept, err = keepRequest(ctx, onConn, a.lock, req); err != nil {
-			return idempotency.ClaimResult{}, false, fmt.Errorf("keep the request: %w", t.store.outdatedOrMissing(ctx, onConn, req, err))
+			return idempotency.ClaimResult{}, false, fmt.Errorf("keep the request: %w", t.store.outdatedOrMissing(ctx, onConn, req.OrgID, err))
 		}
 	}
 	tx, entered, row, found, err := tenant.EnterSelect(ctx, conn, t.options,
