@@ -127,7 +127,7 @@ func exclusion(meta history.Meta, k id, attempts []attempt) (found []Violation) 
 		for _, b := range attempts {
 			switch {
 			case a.token == b.token, a.releasedBefore(b.claimed.end):
-			case a.number == b.number && a.claimed.begin <= b.claimed.begin:
+			case a.number == b.number && a.claimed.begin <= b.claimed.begin && !b.releasedBefore(a.claimed.end):
 				found = append(found, k.violation(DoubleClaim, "attempt %d was granted to %s at %d, and to %s at %d",
 					a.number, a.token, a.claimed.end, b.token, b.claimed.end))
 			case b.number > a.number:

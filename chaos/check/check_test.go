@@ -186,6 +186,14 @@ func TestGoodHistories(t *testing.T) {
 				save("3", "charge", 1260, `"c"`), complete("3", 1300))
 			h.Bank = append(h.Bank, history.BankCall{Org: "org", Key: "key", Step: "reserve", Result: "r"}, history.BankCall{Org: "org", Key: "key", Step: "charge", ChildKey: "k", Result: "c"})
 		},
+		"a claim that got through when a later one had been released": func(h *history.History) {
+			early := claim("9", 5, 1) // held up until the other has come and gone
+			early[1].T = 30 * ms
+			h.Events, h.Bank = nil, h.Bank[:0]
+			add(h, early, claim("1", 10, 1), release("1", 20), release("9", 32), claim("3", 40, 1), load("3", "reserve", 50, ""), save("3", "reserve", 60, `"r"`),
+				save("3", "charge", 1260, `"c"`), complete("3", 1300))
+			h.Bank = append(h.Bank, history.BankCall{Org: "org", Key: "key", Step: "reserve", Result: "r"}, history.BankCall{Org: "org", Key: "key", Step: "charge", ChildKey: "k", Result: "c"})
+		},
 		"a transaction that was rolled back and claims again": func(h *history.History) {
 			h.Meta.Mode = history.Transaction
 			event(h, "3", history.ClaimCall, "").Attempt = 1

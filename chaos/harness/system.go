@@ -101,6 +101,13 @@ func newSystem(ctx context.Context, t testing.TB, dir string, scenario Scenario)
 	return s
 }
 
+// shared is the server of all scenarios whose faults leave it alone. They run side by
+// side, each with some processes that may use all connections of their pools. The tests'
+// main function stops it.
+var shared = sync.OnceValues(func() (*pgtest.Server, error) {
+	return pgtest.Start(context.Background(), pgtest.WithParameter("max_connections", "1000"))
+})
+
 // newDatabase makes the database with its tenants.
 func (s *System) newDatabase(ctx context.Context, t testing.TB) {
 	t.Helper()
@@ -112,7 +119,20 @@ func (s *System) newDatabase(ctx context.Context, t testing.TB) {
 		}
 		s.DatabaseURL = url
 	} else {
-		s.DatabaseURL = pgtest.NewDatabase(t)
+		server, err := shared()
+		if err != nil {
+			t.Fatal(err)
+		}
+		url, drop, err := server.CreateDatabase(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := drop(context.WithoutCancel(ctx)); err != nil {
+				t.Error(err)
+			}
+		})
+		s.DatabaseURL = url
 	}
 	s.serviceURL = s.DatabaseURL
 	if s.scenario.Through != nil {
