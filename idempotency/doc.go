@@ -202,7 +202,7 @@
 // store, pgstore.Completer, runs it again through the same handler until it completes, or
 // until it has been tried often enough. The client that comes back later finds the finished
 // response; one that comes back in between is told that its request is in flight, or waits
-// for it ([WithWait]).
+// for it ([WithWait]), or takes it over itself where it comes before the worker.
 //
 //	kept, and removed with                       the claim, and the outcome or the release    RequestIsRecovered,
 //	                                                                                          RequestEndsWithCompletion,

@@ -10,8 +10,8 @@ import (
 
 // leaseKeepers extend the leases of the requests that run under a middleware, each at
 // every third of it, and cancel the handlers whose lease is lost. All of them share one
-// timer, so a handler that returns before the first third costs neither a timer nor a
-// goroutine; an extension has a goroutine while it is under way.
+// timer, so a handler that returns before the first third, beside others, costs neither a
+// timer nor a goroutine; an extension has a goroutine while it is under way.
 type leaseKeepers struct {
 	store   LeaseStore
 	lease   time.Duration
@@ -19,7 +19,7 @@ type leaseKeepers struct {
 
 	mu    sync.Mutex
 	queue keeperQueue // those that wait for their next extension
-	timer *time.Timer // nil until there was something to keep
+	timer *time.Timer // nil while nothing waits
 	next  time.Time   // when the timer fires; zero when it does not
 }
 
@@ -61,9 +61,8 @@ func (h *leaseKeepers) wait(k *leaseKeeper, due time.Time) {
 	h.arm()
 }
 
-// arm has the timer fire when the next extension is due. It is not stopped when there is
-// none any more: most requests end before that, and it fires in vain once. The lock is
-// held.
+// arm has the timer fire when the next extension is due. Where the one that it was armed for
+// has ended and others wait, it fires in vain once. The lock is held.
 func (h *leaseKeepers) arm() {
 	if len(h.queue) == 0 {
 		return
@@ -77,6 +76,15 @@ func (h *leaseKeepers) arm() {
 		h.timer = time.AfterFunc(time.Until(next), h.extendDue)
 	} else {
 		h.timer.Reset(time.Until(next))
+	}
+}
+
+// rest gives the timer up when nothing waits for it: those of the middlewares of many calls
+// of [Do] would add up. The lock is held.
+func (h *leaseKeepers) rest() {
+	if len(h.queue) == 0 && h.timer != nil {
+		h.timer.Stop()
+		h.timer, h.next = nil, time.Time{}
 	}
 }
 
@@ -144,6 +152,7 @@ func (k *leaseKeeper) stop() {
 	k.stopped = true
 	if k.index >= 0 {
 		heap.Remove(&k.all.queue, k.index)
+		k.all.rest()
 		k.all.mu.Unlock()
 		return
 	}

@@ -319,6 +319,9 @@ func TestBadHistories(t *testing.T) {
 		"an effect in spite of its result": {func(h *history.History) {
 			h.Bank = append(h.Bank, history.BankCall{Org: "org", Key: "key", Begin: 1238 * ms, Request: "3", Step: "reserve", Result: "r2"})
 		}, []check.Kind{check.StepRunAgain}},
+		"an effect without a look for its result": {func(h *history.History) {
+			h.Bank = append(h.Bank, history.BankCall{Org: "org", Key: "key", Begin: 1225 * ms, Request: "3", Step: "reserve", Result: "r2"})
+		}, []check.Kind{check.StepRunAgain}},
 		"a result lost": {func(h *history.History) {
 			e := event(h, "3", history.LoadCall, "reserve")
 			e.Found, e.Result = false, ""

@@ -74,16 +74,18 @@ func oneStep(s step, calls []call, effects []history.BankCall) (result *string, 
 		}
 	}
 	// A paused attempt that had looked before may begin the effect after: it cannot know.
-	// What it stores then, and whether it may go on, is a matter of fencing.
+	// What it stores then, and whether it may go on, is a matter of fencing. One that was
+	// granted the key after has no such excuse, whether it looked or not.
 	for _, e := range effects {
 		looked := int64(0)
 		for _, c := range calls {
-			if c.step == s.name && c.kind == history.LoadCall && c.request == e.Request && c.end != 0 && c.end < e.Begin {
+			looks := c.kind == history.LoadCall && c.step == s.name || c.kind == history.ClaimCall && c.succeeded()
+			if looks && c.request == e.Request && c.end != 0 && c.end < e.Begin {
 				looked = max(looked, c.begin)
 			}
 		}
 		if e.Begin > storedAt && looked > storedAt {
-			found = append(found, s.violation(StepRunAgain, "step %q was stored at %d; request %s looked at %d and asked the bank at %d",
+			found = append(found, s.violation(StepRunAgain, "step %q was stored at %d; request %s began or looked at %d and asked the bank at %d",
 				s.name, storedAt, e.Request, looked, e.Begin))
 		}
 	}

@@ -194,7 +194,7 @@ func (t *txStore) Claim(ctx context.Context, req idempotency.ClaimRequest) (idem
 // and given back if it does not. After an error, and when it asks to be called again, the
 // connection is still the caller's.
 func (t *txStore) tryClaim(ctx context.Context, schema tenancy.Schema, tenant db.Tenant, conn *pgxpool.Conn, req idempotency.ClaimRequest) (_ idempotency.ClaimResult, again bool, err error) {
-	a := &txAttempt{tenant: tenant, conn: conn, req: req, lock: lockName(schema, req.OrgID, req.Key), keptBy: uuid.UUID(req.Token)}
+	a := &txAttempt{tenant: tenant, conn: conn, req: req, lock: lockName(schema, req.OrgID, req.Key)}
 	onConn := t.store.texts.Bind(conn, schema.Quoted())
 	kept := false
 	if req.Request != nil {
@@ -202,14 +202,15 @@ func (t *txStore) tryClaim(ctx context.Context, schema tenancy.Schema, tenant db
 			return idempotency.ClaimResult{}, false, fmt.Errorf("keep the request: %w", t.store.outdatedOrMissing(ctx, onConn, req.OrgID, err))
 		}
 	}
-	tx, entered, row, found, err := tenant.EnterSelect(ctx, conn, t.options,
+	tx, entered, err := tenant.EnterSelect(ctx, conn, t.options,
 		db.EnterTenantParams{SearchPath: schema.Quoted(), KeyLock: a.lock},
-		db.ClaimSelectParams{OrgID: req.OrgID, Key: req.Key})
+		db.ClaimSelectParams{OrgID: req.OrgID, Key: req.Key}, keptFor(req))
 	if err != nil {
 		return idempotency.ClaimResult{}, false, err
 	}
+	a.keptBy = entered.KeptBy
 	var result idempotency.ClaimResult
-	result, a.attempt, a.seen = judgeTx(req, entered.Locked, row, found)
+	result, a.attempt, a.seen = judgeTx(req, entered)
 	switch {
 	case result.Outcome == 0 && req.Recovery:
 		has, err := db.New(onConn).HasRequest(ctx, db.HasRequestParams{OrgID: req.OrgID, Key: req.Key, RequestHash: encodeHash(req.RequestHash)})
@@ -219,22 +220,16 @@ func (t *txStore) tryClaim(ctx context.Context, schema tenancy.Schema, tenant db
 		if !has {
 			result.Outcome = idempotency.OutcomeNotInterrupted
 		}
-	case result.Outcome == 0 && req.Request != nil && !kept:
-		token, found, err := keptBy(ctx, onConn, req)
-		if err != nil {
-			return idempotency.ClaimResult{}, false, err
-		}
-		if !found {
-			rollBack(ctx, conn)
-			return idempotency.ClaimResult{}, true, nil
-		}
-		a.keptBy = token
+	case result.Outcome == 0 && req.Request != nil && a.keptBy == uuid.Nil:
+		rollBack(ctx, conn)
+		return idempotency.ClaimResult{}, true, nil
 	}
 	if result.Outcome != 0 {
 		rollBack(ctx, conn)
 		if kept && result.Outcome != idempotency.OutcomeInFlight {
 			// It completed, or came to belong to another request, as this one was kept.
-			if err := db.New(onConn).ForgetAttempt(ctx, a.request()); err != nil {
+			own := db.ForgetAttemptParams{OrgID: req.OrgID, Key: req.Key, Token: uuid.UUID(req.Token)}
+			if err := db.New(onConn).ForgetAttempt(ctx, own); err != nil {
 				return idempotency.ClaimResult{}, false, err
 			}
 		}
@@ -251,13 +246,13 @@ func (t *txStore) tryClaim(ctx context.Context, schema tenancy.Schema, tenant db
 
 // judgeTx is judge for a claim by a transaction: an outcome of zero means that it
 // holds the key.
-func judgeTx(req idempotency.ClaimRequest, locked bool, row db.ClaimSelectRow, found bool) (result idempotency.ClaimResult, attempt int32, seen *db.DeleteSeenParams) {
+func judgeTx(req idempotency.ClaimRequest, entered db.Entered) (result idempotency.ClaimResult, attempt int32, seen *db.DeleteSeenParams) {
 	attempt = 1
-	if found {
-		result, attempt = judge(req, row)
-		seen = &db.DeleteSeenParams{OrgID: req.OrgID, Key: req.Key, SeenToken: row.Token}
+	if entered.Found {
+		result, attempt = judge(req, entered.Record)
+		seen = &db.DeleteSeenParams{OrgID: req.OrgID, Key: req.Key, SeenToken: entered.Record.Token}
 	}
-	if result.Outcome == 0 && !locked {
+	if result.Outcome == 0 && !entered.Locked {
 		// By another request, perhaps, of another fingerprint: that is not known before it
 		// commits, and to say so on a guess would send a client off with a new key.
 		result.Outcome = idempotency.OutcomeInFlight

@@ -2,7 +2,6 @@ package pgstore
 
 import (
 	"context"
-	"errors"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -34,15 +33,15 @@ func keepRequest(ctx context.Context, tenant db.Tenant, lock int64, req idempote
 	return false, err
 }
 
-// keptBy returns the token of the attempt that has kept the request of a claim which holds
-// the lock, and false where none has: one that held the lock as this one was to be kept may
-// have ended since, and taken its own along. While the lock is held nobody keeps another.
-func keptBy(ctx context.Context, tenant db.Tenant, req idempotency.ClaimRequest) (token uuid.UUID, found bool, err error) {
-	token, err = db.New(tenant).KeptBy(ctx, db.KeptByParams{OrgID: req.OrgID, Key: req.Key, RequestHash: encodeHash(req.RequestHash)})
-	if errors.Is(err, pgx.ErrNoRows) {
-		return token, false, nil
+// keptFor asks, of a claim that keeps its request, which attempt has kept it. None may have
+// by the time that the claim holds the lock: one that held it before, as this one was to be
+// kept or since, has ended and taken the request along, or kept another in its place. While
+// the lock is held nobody does.
+func keptFor(req idempotency.ClaimRequest) *db.KeptByParams {
+	if req.Request == nil {
+		return nil
 	}
-	return token, err == nil, err
+	return &db.KeptByParams{OrgID: req.OrgID, Key: req.Key, RequestHash: encodeHash(req.RequestHash)}
 }
 
 // undoAndForget ends the transaction of an attempt without what its handler did and

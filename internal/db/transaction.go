@@ -4,22 +4,37 @@ import (
 	"context"
 	"errors"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// EnterSelect begins a transaction and runs [Queries.EnterTenant] and
-// [Queries.ClaimSelect] in it, all in one round trip. It returns what came of the first,
-// and the record that the second found, if any.
-func (t Tenant) EnterSelect(ctx context.Context, b Batcher, options pgx.TxOptions, enter EnterTenantParams, arg ClaimSelectParams) (tx pgx.Tx, entered EnterTenantRow, row ClaimSelectRow, found bool, err error) {
+// Entered is what [Tenant.EnterSelect] has found.
+type Entered struct {
+	EnterTenantRow
+	Record ClaimSelectRow
+	Found  bool      // a record
+	KeptBy uuid.UUID // the nil UUID where no request is kept, or was not asked for
+}
+
+// EnterSelect begins a transaction and runs [Queries.EnterTenant], [Queries.ClaimSelect]
+// and, if a kept request is asked for, [Queries.KeptBy] in it, all in one round trip.
+func (t Tenant) EnterSelect(ctx context.Context, b Batcher, options pgx.TxOptions, enter EnterTenantParams, arg ClaimSelectParams, kept *KeptByParams) (tx pgx.Tx, e Entered, err error) {
 	selection, err := t.texts.in(t.schema, claimSelect)
 	if err != nil {
-		return nil, entered, row, false, err
+		return nil, e, err
+	}
+	keeper, err := t.texts.in(t.schema, keptBy)
+	if err != nil {
+		return nil, e, err
 	}
 	var batch pgx.Batch
 	batch.BeginTx(options)
 	batch.Queue(enterTenant, enter.SearchPath, enter.KeyLock)
 	batch.Queue(selection, arg.OrgID, arg.Key)
+	if kept != nil { // looked at under the lock: before that it may have been replaced or forgotten
+		batch.Queue(keeper, kept.OrgID, kept.Key, kept.RequestHash)
+	}
 	// What the handler does comes after this: a statement of its that fails can be undone
 	// alone, and does not give the lock away.
 	batch.Queue("SAVEPOINT " + handlerSavepoint)
@@ -27,17 +42,22 @@ func (t Tenant) EnterSelect(ctx context.Context, b Batcher, options pgx.TxOption
 	defer func() { err = errors.Join(err, results.Close()) }()
 
 	if _, err := results.Exec(); err != nil {
-		return nil, entered, row, false, err
+		return nil, e, err
 	}
-	if err := results.QueryRow().Scan(&entered.SearchPath, &entered.Locked, &entered.Began, &entered.Pid); err != nil {
-		return nil, entered, row, false, err
+	if err := results.QueryRow().Scan(&e.SearchPath, &e.Locked, &e.Began, &e.Pid); err != nil {
+		return nil, e, err
 	}
-	row, err = scanClaimRow(results.QueryRow())
-	found = err == nil
-	if err == nil || errors.Is(err, pgx.ErrNoRows) {
-		_, err = results.Exec()
+	if e.Record, err = scanClaimRow(results.QueryRow()); err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return nil, e, err
 	}
-	return results.Tx(), entered, row, found, err
+	e.Found = err == nil
+	if kept != nil {
+		if err := results.QueryRow().Scan(&e.KeptBy); err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			return nil, e, err
+		}
+	}
+	_, err = results.Exec()
+	return results.Tx(), e, err
 }
 
 // handlerSavepoint stands before all that a handler does.
