@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/internal/db"
 	"github.com/pgidem/pgidem/tenancy"
@@ -96,7 +98,12 @@ func (s *sweep) look(ctx context.Context, name string) (d due, err error) {
 		return d, fmt.Errorf("pgstore: completer: a table of requests lies where no tenant can be: %w", err)
 	}
 	d.tenant = s.store.texts.Bind(s.store.pool, d.schema.Quoted())
-	orgs, err := db.New(d.tenant).DueOrgs(ctx)
+	var orgs []uuid.UUID
+	for range maxClaimTries { // it forgets what another copy may forget at the same time
+		if orgs, err = db.New(d.tenant).DueOrgs(ctx); !isSerializationFailure(err) {
+			break
+		}
+	}
 	if err != nil {
 		return d, translateSchema("completer: look for requests", d.schema, asOutdated(err))
 	}
