@@ -11,6 +11,7 @@ package bench_test
 
 import (
 	"net/http"
+	"strconv"
 	"sync/atomic"
 	"testing"
 
@@ -34,19 +35,19 @@ func BenchmarkOneCaller(b *testing.B) {
 	for _, work := range []struct {
 		name string
 		size int
-		key  func(*testing.B, *keys) string
+		key  func(*keys) string
 	}{
-		{"no-key", small, func(*testing.B, *keys) string { return "" }},
-		{"first", small, func(b *testing.B, k *keys) string { return k.new(b) }},
-		{"replay", small, func(*testing.B, *keys) string { return "key" }},
-		{"first-64k", large, func(b *testing.B, k *keys) string { return k.new(b) }},
-		{"replay-64k", large, func(*testing.B, *keys) string { return "key" }},
+		{"no-key", small, func(*keys) string { return "" }},
+		{"first", small, (*keys).new},
+		{"replay", small, func(*keys) string { return "key" }},
+		{"first-64k", large, (*keys).new},
+		{"replay-64k", large, func(*keys) string { return "key" }},
 	} {
 		for _, impl := range implementations {
 			b.Run("work="+work.name+"/impl="+impl.name, func(b *testing.B) {
 				call, k := impl.new(b, work.size), newKeys()
 				send := func() {
-					if status := call(work.key(b, k)); status != http.StatusCreated {
+					if status := call(work.key(k)); status != http.StatusCreated {
 						b.Fatalf("status %d", status)
 					}
 				}
@@ -87,7 +88,7 @@ func BenchmarkManyCallers(b *testing.B) {
 		{"memory", require(idempotency.NewMemoryStore(), handler)},
 		{"postgres", require(storetest.NewStore(b, pool), handler)},
 	} {
-		run := func(work string, newKey func() func(*testing.B) string) {
+		run := func(work string, newKey func() func() string) {
 			b.Run("work="+work+"/impl="+impl.name, func(b *testing.B) {
 				b.SetParallelism(8) // times GOMAXPROCS
 				b.ReportAllocs()
@@ -95,7 +96,7 @@ func BenchmarkManyCallers(b *testing.B) {
 				b.RunParallel(func(pb *testing.PB) {
 					c, key := newCaller(org), newKey()
 					for pb.Next() {
-						if c.call(impl.handler, key(b)) != http.StatusCreated {
+						if c.call(impl.handler, key()) != http.StatusCreated {
 							failed.Add(1)
 						}
 					}
@@ -105,9 +106,12 @@ func BenchmarkManyCallers(b *testing.B) {
 				}
 			})
 		}
-		run("first-parallel", func() func(*testing.B) string { return newKeys().new })
+		prefix, n := uuid.NewString(), new(atomic.Int64)
+		run("first-parallel", func() func() string {
+			return func() string { return prefix + strconv.FormatInt(n.Add(1), 10) }
+		})
 		hot := uuid.NewString()
 		newCaller(org).call(impl.handler, hot)
-		run("replay-parallel", func() func(*testing.B) string { return func(*testing.B) string { return hot } })
+		run("replay-parallel", func() func() string { return func() string { return hot } })
 	}
 }

@@ -106,15 +106,15 @@ func require(store idempotency.Store, h http.Handler) http.Handler {
 	return idempotency.Require(store, idempotency.WithLogger(slog.New(slog.DiscardHandler)))(h)
 }
 
-// keys hands out keys that differ, without allocating: they are pieces of one random text.
+// keys hands out keys that differ, without allocating: they are pieces of one random text,
+// of a length that grows when the text is used up.
 type keys struct {
-	text string
-	next int
+	text  string
+	next  int
+	bytes int
 }
 
-const keyBytes = 24
-
-func newKeys() *keys { return &keys{text: randomText()} }
+func newKeys() *keys { return &keys{text: randomText(), bytes: 24} }
 
 var randomText = sync.OnceValue(func() string {
 	random := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
@@ -126,9 +126,9 @@ var randomText = sync.OnceValue(func() string {
 	return string(text)
 })
 
-func (k *keys) new(b *testing.B) string {
-	if k.next++; k.next+keyBytes > len(k.text) {
-		b.Fatal("there are no more keys: give a shorter -benchtime")
+func (k *keys) new() string {
+	if k.next++; k.next+k.bytes > len(k.text) {
+		k.next, k.bytes = 0, k.bytes+1
 	}
-	return k.text[k.next : k.next+keyBytes]
+	return k.text[k.next : k.next+k.bytes]
 }
