@@ -18,9 +18,9 @@ type leaseKeepers struct {
 	timeout time.Duration // of one extension
 
 	mu    sync.Mutex
-	queue keeperQueue // those that wait for their next extension
-	timer *time.Timer // nil while nothing waits
-	next  time.Time   // when the timer fires; zero when it does not
+	queue dueQueue[*leaseKeeper] // those that wait for their next extension
+	timer *time.Timer            // nil while nothing waits
+	next  time.Time              // when the timer fires; zero when it does not
 }
 
 func newLeaseKeepers(store LeaseStore, c *config) *leaseKeepers {
@@ -36,8 +36,7 @@ type leaseKeeper struct {
 	lost   context.CancelCauseFunc // cancels the handler
 	lapses time.Time               // when the lease has certainly lapsed, by this process's monotonic clock
 
-	due     time.Time
-	index   int // in the queue, -1 outside
+	place   // in the queue, due when the next extension is
 	stopped bool
 	told    bool               // the store has said that the lease is lost
 	cancel  context.CancelFunc // of the extension under way
@@ -160,32 +159,4 @@ func (k *leaseKeeper) stop() {
 	k.all.mu.Unlock()
 	cancel()
 	<-ended
-}
-
-// keeperQueue is a heap of keepers, the one that is due first in front.
-type keeperQueue []*leaseKeeper
-
-func (q keeperQueue) Len() int           { return len(q) }
-func (q keeperQueue) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
-
-func (q keeperQueue) Swap(i, j int) {
-	q[i], q[j] = q[j], q[i]
-	q[i].index, q[j].index = i, j
-}
-
-// Push implements [heap.Interface].
-func (q *keeperQueue) Push(x any) {
-	k := x.(*leaseKeeper)
-	k.index = len(*q)
-	*q = append(*q, k)
-}
-
-// Pop implements [heap.Interface].
-func (q *keeperQueue) Pop() any {
-	last := len(*q) - 1
-	k := (*q)[last]
-	k.index = -1
-	(*q)[last] = nil
-	*q = (*q)[:last]
-	return k
 }

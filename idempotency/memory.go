@@ -25,7 +25,7 @@ type MemoryStore struct {
 
 	mu      sync.Mutex
 	records map[memoryKey]*memoryRecord
-	queue   dueQueue // all records, by when they may be cleared away
+	queue   dueQueue[*memoryRecord] // all records, by when they may be cleared away
 }
 
 type memoryKey struct {
@@ -34,8 +34,7 @@ type memoryKey struct {
 }
 
 type memoryRecord struct {
-	due        time.Time // when to look whether it is absent
-	index      int       // in the queue
+	place      // due when it is time to look whether it is absent
 	token      Token
 	attempt    int
 	leaseUntil time.Time
@@ -308,31 +307,4 @@ func (s *MemoryStore) clearSome(now time.Time) {
 		m.due = m.leaseUntil // it outlives its expiry
 		heap.Fix(&s.queue, m.index)
 	}
-}
-
-// dueQueue is a heap of records, the one that is due first in front.
-type dueQueue []*memoryRecord
-
-func (q dueQueue) Len() int           { return len(q) }
-func (q dueQueue) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
-
-func (q dueQueue) Swap(i, j int) {
-	q[i], q[j] = q[j], q[i]
-	q[i].index, q[j].index = i, j
-}
-
-// Push implements [heap.Interface].
-func (q *dueQueue) Push(x any) {
-	m := x.(*memoryRecord)
-	m.index = len(*q)
-	*q = append(*q, m)
-}
-
-// Pop implements [heap.Interface].
-func (q *dueQueue) Pop() any {
-	last := len(*q) - 1
-	m := (*q)[last]
-	(*q)[last] = nil
-	*q = (*q)[:last]
-	return m
 }
