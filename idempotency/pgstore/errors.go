@@ -67,6 +67,17 @@ func isSerializationFailure(err error) bool {
 	return errors.As(err, &pgErr) && (pgErr.Code == codeSerializationFailure || pgErr.Code == codeDeadlockDetected)
 }
 
+// repeated runs a statement again that failed only because of others beside it. Each
+// round some other one got further, so a few suffice.
+func repeated[T any](statement func() (T, error)) (result T, err error) {
+	for range maxClaimTries {
+		if result, err = statement(); !isSerializationFailure(err) {
+			break
+		}
+	}
+	return result, err
+}
+
 // translateSchema is translate for what concerns a schema as a whole.
 func translateSchema(step string, schema tenancy.Schema, err error) error {
 	if errors.Is(err, errOutdated) {

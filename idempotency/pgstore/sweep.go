@@ -98,12 +98,9 @@ func (s *sweep) look(ctx context.Context, name string) (d due, err error) {
 		return d, fmt.Errorf("pgstore: completer: a table of requests lies where no tenant can be: %w", err)
 	}
 	d.tenant = s.store.texts.Bind(s.store.pool, d.schema.Quoted())
-	var orgs []uuid.UUID
-	for range maxClaimTries { // it forgets what another copy may forget at the same time
-		if orgs, err = db.New(d.tenant).DueOrgs(ctx); !isSerializationFailure(err) {
-			break
-		}
-	}
+	orgs, err := repeated(func() ([]uuid.UUID, error) { // it forgets what another copy may forget at the same time
+		return db.New(d.tenant).DueOrgs(ctx)
+	})
 	if err != nil {
 		return d, translateSchema("completer: look for requests", d.schema, asOutdated(err))
 	}
@@ -128,15 +125,11 @@ func (s *sweep) pick(ctx context.Context, d due) (more bool, err error) {
 	if n == 0 {
 		return false, nil // ctx has ended
 	}
-	var rows []db.PickRequestsRow
-	for range maxClaimTries {
-		rows, err = db.New(d.tenant).PickRequests(ctx, db.PickRequestsParams{
+	rows, err := repeated(func() ([]db.PickRequestsRow, error) {
+		return db.New(d.tenant).PickRequests(ctx, db.PickRequestsParams{
 			Pause: s.pause, MaxAttempts: int32(s.maxAttempts), OrgIds: d.orgs, BatchRows: int32(n),
 		})
-		if !isSerializationFailure(err) {
-			break
-		}
-	}
+	})
 	s.free(n - len(rows))
 	for _, row := range rows {
 		s.running.Go(func() {

@@ -18,19 +18,15 @@ import (
 // attempt holds the lock, or has just kept the same.
 func keepRequest(ctx context.Context, tenant db.Tenant, lock int64, req idempotency.ClaimRequest) (own bool, err error) {
 	r := encodeRequest(req.Request)
-	for range maxClaimTries {
-		var n int64
-		n, err = db.New(tenant).KeepRequest(ctx, db.KeepRequestParams{
+	n, err := repeated(func() (int64, error) {
+		return db.New(tenant).KeepRequest(ctx, db.KeepRequestParams{
 			Ttl: req.TTL, Lease: req.Lease, LockKey: lock, Token: uuid.UUID(req.Token),
 			OrgID: req.OrgID, Key: req.Key, RequestHash: encodeHash(req.RequestHash),
 			Method: r.method, Target: r.target, Host: r.host, Pattern: r.pattern,
 			PathValues: r.pathValues, Headers: r.headers, Body: r.body,
 		})
-		if !isSerializationFailure(err) {
-			return n == 1, err
-		}
-	}
-	return false, err
+	})
+	return n == 1, err
 }
 
 // keptFor asks, of a claim that keeps its request, which attempt has kept it. None may have

@@ -152,43 +152,30 @@ func TestRequestIsKeptOfTheNextAttempt(t *testing.T) {
 		}
 		wantKept(t, pool, org, 0)
 	})
-	t.Run("kept by the next one, and released", func(t *testing.T) {
-		t.Parallel()
-		org := storetest.NewTenant(t, pool)
-		plain := storetest.NewStore(t, pool).Transactional().(idempotency.RequestStore)
-		first, second := keeping(org, "key"), keeping(org, "key")
-		store := tracedTx(t, pool, &after{statement: "KeepRequest", do: func() {
-			claimed(t, plain, first, idempotency.OutcomeClaimed)
-			if err := plain.Release(t.Context(), first.Claim); err != nil {
+	for name, fingerprint := range map[string]string{
+		"kept by the next one, and released":   keeping(uuid.Nil, "key").RequestHash,
+		"kept in its place by another request": "another",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			org := storetest.NewTenant(t, pool)
+			plain := storetest.NewStore(t, pool).Transactional().(idempotency.RequestStore)
+			first, second := keeping(org, "key"), keeping(org, "key")
+			first.RequestHash = fingerprint
+			store := tracedTx(t, pool, &after{statement: "KeepRequest", do: func() {
+				claimed(t, plain, first, idempotency.OutcomeClaimed)
+				if err := plain.Release(t.Context(), first.Claim); err != nil {
+					t.Error(err)
+				}
+			}})
+			claimed(t, store, second, idempotency.OutcomeClaimed)
+			wantKept(t, pool, org, 1)
+			if err := store.Release(t.Context(), second.Claim); err != nil {
 				t.Error(err)
 			}
-		}})
-		claimed(t, store, second, idempotency.OutcomeClaimed)
-		wantKept(t, pool, org, 1)
-		if err := store.Release(t.Context(), second.Claim); err != nil {
-			t.Error(err)
-		}
-		wantKept(t, pool, org, 0)
-	})
-	t.Run("kept in its place by another request", func(t *testing.T) {
-		t.Parallel()
-		org := storetest.NewTenant(t, pool)
-		plain := storetest.NewStore(t, pool).Transactional().(idempotency.RequestStore)
-		first, second := keeping(org, "key"), keeping(org, "key")
-		first.RequestHash = "another"
-		store := tracedTx(t, pool, &after{statement: "KeepRequest", do: func() {
-			claimed(t, plain, first, idempotency.OutcomeClaimed)
-			if err := plain.Release(t.Context(), first.Claim); err != nil {
-				t.Error(err)
-			}
-		}})
-		claimed(t, store, second, idempotency.OutcomeClaimed)
-		wantKept(t, pool, org, 1)
-		if err := store.Release(t.Context(), second.Claim); err != nil {
-			t.Error(err)
-		}
-		wantKept(t, pool, org, 0)
-	})
+			wantKept(t, pool, org, 0)
+		})
+	}
 	t.Run("not committed", func(t *testing.T) {
 		t.Parallel()
 		org := storetest.NewTenant(t, pool)
