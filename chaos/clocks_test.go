@@ -14,9 +14,6 @@ import (
 // TestWrongClocks kills processes of which one is seven hours ahead, one seven hours behind,
 // and one right.
 func TestWrongClocks(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds the standard library anew")
-	}
 	// Not in parallel: compiling takes the whole machine.
 	program := filepath.Join(t.TempDir(), "service")
 	if err := skew.Build(t.Context(), ".", "./service/program", t.TempDir(), program); err != nil {

@@ -195,9 +195,6 @@ func wantRefused(t *testing.T, a answer) {
 // TestClocksHoursApart: two processes whose clocks are 14 hours apart serve one tenant as
 // if they were right.
 func TestClocksHoursApart(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds the standard library anew")
-	}
 	// Not in parallel: compiling takes the whole machine.
 	c := newClocks(t)
 	t.Run("once", func(t *testing.T) { c.once(t) })

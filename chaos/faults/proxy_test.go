@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgidem/pgidem/chaos/faults"
 	"github.com/pgidem/pgidem/internal/pgtest"
@@ -107,22 +108,29 @@ func TestProxy(t *testing.T) {
 	}
 }
 
-// TestProxyToAll: what happens to all connections alike.
-func TestProxyToAll(t *testing.T) {
-	t.Parallel()
-	pool := pgtest.NewPool(t)
+// newProxy starts a proxy to the database of the pool, and returns it with what makes a
+// connection through it.
+func newProxy(t *testing.T, pool *pgxpool.Pool) (proxy *faults.Proxy, connect func() *pgx.Conn) {
+	t.Helper()
 	proxy, err := faults.NewProxy(pool.Config())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer proxy.Close()
-	connect := func() *pgx.Conn {
+	t.Cleanup(proxy.Close)
+	return proxy, func() *pgx.Conn {
 		conn, err := pgx.ConnectConfig(t.Context(), proxy.Through(pool.Config()).ConnConfig)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return conn
 	}
+}
+
+// TestProxyToAll: what happens to all connections alike.
+func TestProxyToAll(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	proxy, connect := newProxy(t, pool)
 
 	conn := connect()
 	began := time.Now()
@@ -203,18 +211,7 @@ func TestProxyToAll(t *testing.T) {
 func TestStrikeIsNotLost(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.NewPool(t)
-	proxy, err := faults.NewProxy(pool.Config())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer proxy.Close()
-	connect := func() *pgx.Conn {
-		conn, err := pgx.ConnectConfig(t.Context(), proxy.Through(pool.Config()).ConnConfig)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return conn
-	}
+	proxy, connect := newProxy(t, pool)
 	fault := faults.Fault{Statement: faults.Text("SELECT pg_sleep"), Moment: faults.Answered, Kind: faults.Cut}
 	one := proxy.Inject(fault)
 	conn := connect()
