@@ -12,6 +12,7 @@ import (
 
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/internal/db"
+	"github.com/pgidem/pgidem/internal/pguuid"
 	"github.com/pgidem/pgidem/tenancy"
 )
 
@@ -140,7 +141,7 @@ func (s *Store) tryClaim(ctx context.Context, tenant db.Tenant, req idempotency.
 	result, attempt := judge(req, row)
 	switch {
 	case result.Outcome == idempotency.OutcomeInFlight && req.Await && !row.Awaited:
-		n, err := db.New(tenant).MarkAwaited(ctx, db.MarkAwaitedParams{OrgID: req.OrgID, Key: req.Key})
+		n, err := db.New(tenant).MarkAwaited(ctx, db.MarkAwaitedParams{OrgID: pguuid.UUID(req.OrgID), Key: req.Key})
 		return result, err == nil && n == 0, err
 	case result.Outcome != 0:
 		return result, false, nil
@@ -150,7 +151,7 @@ func (s *Store) tryClaim(ctx context.Context, tenant db.Tenant, req idempotency.
 	case err != nil:
 		return idempotency.ClaimResult{}, false, asOutdated(err)
 	case n == 0 && req.Recovery: // the record has changed, or the request is not kept any more
-		kept, err := db.New(tenant).HasRequest(ctx, db.HasRequestParams{OrgID: req.OrgID, Key: req.Key, RequestHash: row.RequestHash})
+		kept, err := db.New(tenant).HasRequest(ctx, db.HasRequestParams{OrgID: pguuid.UUID(req.OrgID), Key: req.Key, RequestHash: row.RequestHash})
 		return idempotency.ClaimResult{Outcome: idempotency.OutcomeNotInterrupted}, kept && !row.Expired, asOutdated(err)
 	case n == 0:
 		return idempotency.ClaimResult{}, true, nil
@@ -163,7 +164,7 @@ func (s *Store) tryClaim(ctx context.Context, tenant db.Tenant, req idempotency.
 func (s *Store) firstLook(ctx context.Context, tenant db.Tenant, req idempotency.ClaimRequest) (claimed bool, row db.ClaimSelectRow, found bool, err error) {
 	switch {
 	case req.Recovery:
-		row, err = db.New(tenant).ClaimSelect(ctx, db.ClaimSelectParams{OrgID: req.OrgID, Key: req.Key})
+		row, err = db.New(tenant).ClaimSelect(ctx, db.ClaimSelectParams{OrgID: pguuid.UUID(req.OrgID), Key: req.Key})
 		if errors.Is(err, pgx.ErrNoRows) {
 			return false, row, false, nil
 		}
@@ -171,16 +172,16 @@ func (s *Store) firstLook(ctx context.Context, tenant db.Tenant, req idempotency
 	case req.Request != nil:
 		r := encodeRequest(req.Request)
 		claimed, row, found, err = tenant.ClaimRecoverableSelect(ctx, s.pool, db.ClaimInsertRecoverableParams{
-			Ttl: req.TTL, Lease: req.Lease, Token: uuid.UUID(req.Token),
-			OrgID: req.OrgID, Key: req.Key, RequestHash: encodeHash(req.RequestHash),
+			Ttl: req.TTL, Lease: req.Lease, Token: pguuid.UUID(req.Token),
+			OrgID: pguuid.UUID(req.OrgID), Key: req.Key, RequestHash: encodeHash(req.RequestHash),
 			Method: r.method, Target: r.target, Host: r.host, Pattern: r.pattern,
 			PathValues: r.pathValues, Headers: r.headers, Body: r.body,
 		})
 		return claimed, row, found, s.outdatedOrMissing(ctx, tenant, req.OrgID, err)
 	}
 	return tenant.ClaimInsertSelect(ctx, s.pool, db.ClaimInsertParams{
-		Ttl: req.TTL, Lease: req.Lease, Token: uuid.UUID(req.Token),
-		OrgID: req.OrgID, Key: req.Key, RequestHash: encodeHash(req.RequestHash),
+		Ttl: req.TTL, Lease: req.Lease, Token: pguuid.UUID(req.Token),
+		OrgID: pguuid.UUID(req.OrgID), Key: req.Key, RequestHash: encodeHash(req.RequestHash),
 	})
 }
 
@@ -190,21 +191,21 @@ func takeOver(ctx context.Context, tenant db.Tenant, req idempotency.ClaimReques
 	switch {
 	case req.Recovery:
 		return db.New(tenant).ClaimInterrupted(ctx, db.ClaimInterruptedParams{
-			Ttl: req.TTL, Lease: req.Lease, Token: uuid.UUID(req.Token), Attempt: attempt,
-			OrgID: req.OrgID, Key: req.Key, SeenToken: seen.Token,
+			Ttl: req.TTL, Lease: req.Lease, Token: pguuid.UUID(req.Token), Attempt: attempt,
+			OrgID: pguuid.UUID(req.OrgID), Key: req.Key, SeenToken: seen.Token,
 		})
 	case req.Request != nil:
 		r := encodeRequest(req.Request)
 		return db.New(tenant).ClaimTakeOverRecoverable(ctx, db.ClaimTakeOverRecoverableParams{
-			Ttl: req.TTL, Lease: req.Lease, Token: uuid.UUID(req.Token), Attempt: attempt,
-			RequestHash: encodeHash(req.RequestHash), OrgID: req.OrgID, Key: req.Key, SeenToken: seen.Token,
+			Ttl: req.TTL, Lease: req.Lease, Token: pguuid.UUID(req.Token), Attempt: attempt,
+			RequestHash: encodeHash(req.RequestHash), OrgID: pguuid.UUID(req.OrgID), Key: req.Key, SeenToken: seen.Token,
 			Method: r.method, Target: r.target, Host: r.host, Pattern: r.pattern,
 			PathValues: r.pathValues, Headers: r.headers, Body: r.body,
 		})
 	}
 	return db.New(tenant).ClaimTakeOver(ctx, db.ClaimTakeOverParams{
-		Ttl: req.TTL, Lease: req.Lease, Token: uuid.UUID(req.Token), Attempt: attempt,
-		RequestHash: encodeHash(req.RequestHash), OrgID: req.OrgID, Key: req.Key, SeenToken: seen.Token,
+		Ttl: req.TTL, Lease: req.Lease, Token: pguuid.UUID(req.Token), Attempt: attempt,
+		RequestHash: encodeHash(req.RequestHash), OrgID: pguuid.UUID(req.OrgID), Key: req.Key, SeenToken: seen.Token,
 	})
 }
 
@@ -215,7 +216,7 @@ func judge(req idempotency.ClaimRequest, row db.ClaimSelectRow) (result idempote
 		return idempotency.ClaimResult{}, 1
 	}
 	switch {
-	case row.Token == uuid.UUID(req.Token) && !row.Completed: // ours: the answer to an earlier try was lost
+	case row.Token == pguuid.UUID(req.Token) && !row.Completed: // ours: the answer to an earlier try was lost
 		return idempotency.ClaimResult{Outcome: idempotency.OutcomeClaimed, Attempt: int(row.Attempt)}, 0
 	// The fingerprint comes before a take-over: a request that may not have
 	// the record must not touch it.
@@ -248,7 +249,7 @@ func (s *Store) Complete(ctx context.Context, c idempotency.Claim, rec *idempote
 	outcome := db.CompleteParams{
 		ResponseStatus: int32(rec.ResponseStatus), ResponseKept: !rec.Tombstone,
 		ResponseHeaders: encodeHeaders(rec), ResponseBody: rec.ResponseBody,
-		OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token),
+		OrgID: pguuid.UUID(c.OrgID), Key: c.Key, Token: pguuid.UUID(c.Token),
 	}
 	complete := db.New(tenant).Complete
 	if c.Kept {
@@ -268,8 +269,8 @@ func (s *Store) Release(ctx context.Context, c idempotency.Claim) error {
 		return err
 	}
 	queries := db.New(tenant)
-	first := db.ReleaseParams{OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token)}
-	later := db.ReleaseKeptParams{SpentToken: uuid.UUID(idempotency.NewToken()), OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token)}
+	first := db.ReleaseParams{OrgID: pguuid.UUID(c.OrgID), Key: c.Key, Token: pguuid.UUID(c.Token)}
+	later := db.ReleaseKeptParams{SpentToken: pguuid.UUID(idempotency.NewToken()), OrgID: pguuid.UUID(c.OrgID), Key: c.Key, Token: pguuid.UUID(c.Token)}
 	var awaited bool
 	if c.Kept {
 		if awaited, err = queries.ReleaseRecoverable(ctx, db.ReleaseRecoverableParams(first)); errors.Is(err, pgx.ErrNoRows) {
@@ -308,7 +309,7 @@ func (s *Store) Extend(ctx context.Context, c idempotency.Claim, lease time.Dura
 	if err != nil {
 		return err
 	}
-	n, err := db.New(tenant).Extend(ctx, db.ExtendParams{Lease: lease, OrgID: c.OrgID, Key: c.Key, Token: uuid.UUID(c.Token)})
+	n, err := db.New(tenant).Extend(ctx, db.ExtendParams{Lease: lease, OrgID: pguuid.UUID(c.OrgID), Key: c.Key, Token: pguuid.UUID(c.Token)})
 	if err == nil && n == 0 {
 		err = pgx.ErrNoRows
 	}
@@ -326,7 +327,7 @@ func (s *Store) Clear(ctx context.Context, orgID uuid.UUID) error {
 	if err != nil {
 		return err
 	}
-	_, err = db.New(tenant).ClearRecords(ctx, orgID)
+	_, err = db.New(tenant).ClearRecords(ctx, pguuid.UUID(orgID))
 	s.listener.ends.SignalAll()
 	return translate("clear", orgID, s.outdatedOrMissing(ctx, tenant, orgID, err))
 }
@@ -337,7 +338,7 @@ func (s *Store) Get(ctx context.Context, orgID uuid.UUID, key string) (*idempote
 	if err != nil {
 		return nil, err
 	}
-	row, err := db.New(tenant).GetRecord(ctx, db.GetRecordParams{OrgID: orgID, Key: key})
+	row, err := db.New(tenant).GetRecord(ctx, db.GetRecordParams{OrgID: pguuid.UUID(orgID), Key: key})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, fmt.Errorf("%w: org %s", idempotency.ErrNotFound, orgID)
 	}
@@ -367,8 +368,8 @@ func (s *Store) Put(ctx context.Context, rec *idempotency.Record) error {
 		expiresAt = createdAt.Add(idempotency.DefaultTTL)
 	}
 	err = db.New(tenant).PutRecord(ctx, db.PutRecordParams{
-		CreatedAt: createdAt, ExpiresAt: expiresAt, Token: uuid.UUID(idempotency.NewToken()),
-		OrgID: rec.OrgID, Key: rec.Key, RequestHash: encodeHash(rec.RequestHash),
+		CreatedAt: createdAt, ExpiresAt: expiresAt, Token: pguuid.UUID(idempotency.NewToken()),
+		OrgID: pguuid.UUID(rec.OrgID), Key: rec.Key, RequestHash: encodeHash(rec.RequestHash),
 		ResponseStatus: int32(rec.ResponseStatus), ResponseKept: !rec.Tombstone,
 		ResponseHeaders: encodeHeaders(rec), ResponseBody: rec.ResponseBody,
 	})

@@ -14,6 +14,7 @@ import (
 
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/internal/db"
+	"github.com/pgidem/pgidem/internal/pguuid"
 	"github.com/pgidem/pgidem/tenancy"
 )
 
@@ -98,14 +99,15 @@ func (s *sweep) look(ctx context.Context, name string) (d due, err error) {
 		return d, fmt.Errorf("pgstore: completer: a table of requests lies where no tenant can be: %w", err)
 	}
 	d.tenant = s.store.texts.Bind(s.store.pool, d.schema.Quoted())
-	orgs, err := repeated(func() ([]uuid.UUID, error) { // it forgets what another copy may forget at the same time
+	orgs, err := repeated(func() ([]pguuid.UUID, error) { // it forgets what another copy may forget at the same time
 		return db.New(d.tenant).DueOrgs(ctx)
 	})
 	if err != nil {
 		return d, translateSchema("completer: look for requests", d.schema, asOutdated(err))
 	}
 	var errs []error
-	for _, org := range orgs {
+	for _, id := range orgs {
+		org := uuid.UUID(id)
 		switch schema, err := s.store.dir.Schema(ctx, org); {
 		case err != nil:
 			errs = append(errs, fmt.Errorf("pgstore: completer: schema of org %s, of which schema %s holds interrupted requests: %w", org, d.schema, err))
@@ -168,7 +170,7 @@ func (s *sweep) free(n int) {
 
 // run runs a request again, and sees to what comes of it.
 func (s *sweep) run(ctx context.Context, d due, row db.PickRequestsRow) {
-	it := idempotency.InterruptedRequest{OrgID: row.OrgID, Key: row.Key, RequestHash: decodeHash(row.RequestHash)}
+	it := idempotency.InterruptedRequest{OrgID: uuid.UUID(row.OrgID), Key: row.Key, RequestHash: decodeHash(row.RequestHash)}
 	request, err := storedRequest{
 		method: row.Method, pattern: row.Pattern, target: row.Target, host: row.Host,
 		pathValues: row.PathValues, headers: row.Headers, body: row.Body,
@@ -229,7 +231,7 @@ func (s *sweep) failed(ctx context.Context, d due, it idempotency.InterruptedReq
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
 	defer cancel()
-	n, err := db.New(d.tenant).GiveUp(ctx, db.GiveUpParams{OrgID: it.OrgID, Key: it.Key, Attempts: attempts})
+	n, err := db.New(d.tenant).GiveUp(ctx, db.GiveUpParams{OrgID: pguuid.UUID(it.OrgID), Key: it.Key, Attempts: attempts})
 	if err != nil {
 		return // a later pass finds it
 	}
@@ -245,7 +247,7 @@ func (s *sweep) buryDead(ctx context.Context, d due) error {
 		return translateSchema("completer: give requests up", d.schema, asOutdated(err))
 	}
 	for _, row := range rows {
-		it := idempotency.InterruptedRequest{OrgID: row.OrgID, Key: row.Key}
+		it := idempotency.InterruptedRequest{OrgID: uuid.UUID(row.OrgID), Key: row.Key}
 		it.Request, err = storedRequest{method: row.Method, target: row.Target, headers: row.Headers}.decode()
 		about := attributes(it, int(row.Attempts))
 		if err != nil {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/internal/db"
+	"github.com/pgidem/pgidem/internal/pguuid"
 	"github.com/pgidem/pgidem/tenancy"
 )
 
@@ -156,8 +157,8 @@ type txAttempt struct {
 	seen    *db.DeleteSeenParams // the record that it takes the place of
 	began   time.Time
 	lock    int64
-	keptBy  uuid.UUID // the token of the request that is kept of it
-	pid     int32     // of the server process that holds the lock
+	keptBy  pguuid.UUID // the token of the request that is kept of it
+	pid     int32       // of the server process that holds the lock
 }
 
 // Claim implements [idempotency.LeaseStore]. It takes one round trip, one more to end the
@@ -204,7 +205,7 @@ func (t *txStore) tryClaim(ctx context.Context, schema tenancy.Schema, tenant db
 	}
 	tx, entered, err := tenant.EnterSelect(ctx, conn, t.options,
 		db.EnterTenantParams{SearchPath: schema.Quoted(), KeyLock: a.lock},
-		db.ClaimSelectParams{OrgID: req.OrgID, Key: req.Key}, keptFor(req))
+		db.ClaimSelectParams{OrgID: pguuid.UUID(req.OrgID), Key: req.Key}, keptFor(req))
 	if err != nil {
 		return idempotency.ClaimResult{}, false, err
 	}
@@ -213,14 +214,14 @@ func (t *txStore) tryClaim(ctx context.Context, schema tenancy.Schema, tenant db
 	result, a.attempt, a.seen = judgeTx(req, entered)
 	switch {
 	case result.Outcome == 0 && req.Recovery:
-		has, err := db.New(onConn).HasRequest(ctx, db.HasRequestParams{OrgID: req.OrgID, Key: req.Key, RequestHash: encodeHash(req.RequestHash)})
+		has, err := db.New(onConn).HasRequest(ctx, db.HasRequestParams{OrgID: pguuid.UUID(req.OrgID), Key: req.Key, RequestHash: encodeHash(req.RequestHash)})
 		if err != nil {
 			return idempotency.ClaimResult{}, false, asOutdated(err)
 		}
 		if !has {
 			result.Outcome = idempotency.OutcomeNotInterrupted
 		}
-	case result.Outcome == 0 && req.Request != nil && a.keptBy == uuid.Nil:
+	case result.Outcome == 0 && req.Request != nil && a.keptBy == pguuid.UUID{}:
 		rollBack(ctx, conn)
 		return idempotency.ClaimResult{}, true, nil
 	}
@@ -228,7 +229,7 @@ func (t *txStore) tryClaim(ctx context.Context, schema tenancy.Schema, tenant db
 		rollBack(ctx, conn)
 		if kept && result.Outcome != idempotency.OutcomeInFlight {
 			// It completed, or came to belong to another request, as this one was kept.
-			own := db.ForgetAttemptParams{OrgID: req.OrgID, Key: req.Key, Token: uuid.UUID(req.Token)}
+			own := db.ForgetAttemptParams{OrgID: pguuid.UUID(req.OrgID), Key: req.Key, Token: pguuid.UUID(req.Token)}
 			if err := db.New(onConn).ForgetAttempt(ctx, own); err != nil {
 				return idempotency.ClaimResult{}, false, err
 			}
@@ -250,7 +251,7 @@ func judgeTx(req idempotency.ClaimRequest, entered db.Entered) (result idempoten
 	attempt = 1
 	if entered.Found {
 		result, attempt = judge(req, entered.Record)
-		seen = &db.DeleteSeenParams{OrgID: req.OrgID, Key: req.Key, SeenToken: entered.Record.Token}
+		seen = &db.DeleteSeenParams{OrgID: pguuid.UUID(req.OrgID), Key: req.Key, SeenToken: entered.Record.Token}
 	}
 	if result.Outcome == 0 && !entered.Locked {
 		// By another request, perhaps, of another fingerprint: that is not known before it
@@ -300,7 +301,7 @@ func (t *txStore) commit(ctx context.Context, a *txAttempt, c idempotency.Claim,
 		// say. It is stored, and what the handler did before has been undone.
 	}
 	committed, err := a.tenant.InsertCommit(ctx, a.conn, a.seen, c.Kept, db.InsertCompletedParams{
-		Ttl: a.req.TTL, Token: uuid.UUID(c.Token), OrgID: c.OrgID, Attempt: a.attempt,
+		Ttl: a.req.TTL, Token: pguuid.UUID(c.Token), OrgID: pguuid.UUID(c.OrgID), Attempt: a.attempt,
 		ResponseStatus: int32(rec.ResponseStatus), ResponseKept: !rec.Tombstone,
 		Key: c.Key, RequestHash: encodeHash(a.req.RequestHash),
 		ResponseHeaders: encodeHeaders(rec), ResponseBody: rec.ResponseBody,
@@ -455,7 +456,7 @@ func (t *txStore) findOut(ctx context.Context, c idempotency.Claim) error {
 		if err := db.New(tx).AwaitLock(ctx, lockName(schema, c.OrgID, c.Key)); err != nil {
 			return err
 		}
-		completed, err = queries.CompletedBy(ctx, db.CompletedByParams{Token: uuid.UUID(c.Token), OrgID: c.OrgID, Key: c.Key})
+		completed, err = queries.CompletedBy(ctx, db.CompletedByParams{Token: pguuid.UUID(c.Token), OrgID: pguuid.UUID(c.OrgID), Key: c.Key})
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil
 		}

@@ -9,7 +9,7 @@ import (
 	"context"
 	"time"
 
-	"github.com/google/uuid"
+	"github.com/pgidem/pgidem/internal/pguuid"
 )
 
 const claimInsert = `-- name: ClaimInsert :execrows
@@ -24,8 +24,8 @@ ON CONFLICT (org_id, key) DO NOTHING
 type ClaimInsertParams struct {
 	Ttl         time.Duration
 	Lease       time.Duration
-	Token       uuid.UUID
-	OrgID       uuid.UUID
+	Token       pguuid.UUID
+	OrgID       pguuid.UUID
 	Key         string
 	RequestHash []byte
 }
@@ -58,12 +58,12 @@ WHERE r.org_id = $1 AND r.key = $2
 `
 
 type ClaimSelectParams struct {
-	OrgID uuid.UUID
+	OrgID pguuid.UUID
 	Key   string
 }
 
 type ClaimSelectRow struct {
-	Token           uuid.UUID
+	Token           pguuid.UUID
 	Attempt         int32
 	Awaited         bool
 	RequestHash     []byte
@@ -122,12 +122,12 @@ SELECT count(*) FROM taken AS t
 type ClaimTakeOverParams struct {
 	Ttl         time.Duration
 	Lease       time.Duration
-	Token       uuid.UUID
+	Token       pguuid.UUID
 	Attempt     int32
 	RequestHash []byte
-	OrgID       uuid.UUID
+	OrgID       pguuid.UUID
 	Key         string
-	SeenToken   uuid.UUID
+	SeenToken   pguuid.UUID
 }
 
 // ClaimTakeOver claims a record that has expired or whose lease has lapsed, if it
@@ -164,7 +164,7 @@ WHERE r.org_id = $1
 
 // ClearRecords deletes all records of a tenant, their steps, and the requests that are
 // kept.
-func (q *Queries) ClearRecords(ctx context.Context, orgID uuid.UUID) (int64, error) {
+func (q *Queries) ClearRecords(ctx context.Context, orgID pguuid.UUID) (int64, error) {
 	result, err := q.db.Exec(ctx, clearRecords, orgID)
 	if err != nil {
 		return 0, err
@@ -185,9 +185,9 @@ type CompleteParams struct {
 	ResponseKept    bool
 	ResponseHeaders []byte
 	ResponseBody    []byte
-	OrgID           uuid.UUID
+	OrgID           pguuid.UUID
 	Key             string
-	Token           uuid.UUID
+	Token           pguuid.UUID
 }
 
 // Complete stores the outcome of the attempt that holds the token, and tells whether
@@ -215,8 +215,8 @@ WHERE r.org_id = $2 AND r.key = $3
 `
 
 type CompletedByParams struct {
-	Token uuid.UUID
-	OrgID uuid.UUID
+	Token pguuid.UUID
+	OrgID pguuid.UUID
 	Key   string
 }
 
@@ -235,9 +235,9 @@ WHERE r.org_id = $1 AND r.key = $2 AND r.token = $3
 `
 
 type DeleteSeenParams struct {
-	OrgID     uuid.UUID
+	OrgID     pguuid.UUID
 	Key       string
-	SeenToken uuid.UUID
+	SeenToken pguuid.UUID
 }
 
 // DeleteSeen makes room for the record of a transaction: it deletes one that has
@@ -258,9 +258,9 @@ WHERE r.org_id = $2 AND r.key = $3 AND r.token = $4 AND r.completed_at IS NULL
 
 type ExtendParams struct {
 	Lease time.Duration
-	OrgID uuid.UUID
+	OrgID pguuid.UUID
 	Key   string
-	Token uuid.UUID
+	Token pguuid.UUID
 }
 
 // Extend moves the lease of a running attempt on, counted from now.
@@ -285,7 +285,7 @@ WHERE r.org_id = $1 AND r.key = $2 AND r.completed_at IS NOT NULL AND r.expires_
 `
 
 type GetRecordParams struct {
-	OrgID uuid.UUID
+	OrgID pguuid.UUID
 	Key   string
 }
 
@@ -327,8 +327,8 @@ INSERT INTO /*tenant.*/idempotency_records AS r (
 
 type InsertCompletedParams struct {
 	Ttl             time.Duration
-	Token           uuid.UUID
-	OrgID           uuid.UUID
+	Token           pguuid.UUID
+	OrgID           pguuid.UUID
 	Attempt         int32
 	ResponseStatus  int32
 	ResponseKept    bool
@@ -363,7 +363,7 @@ WHERE r.org_id = $1 AND r.key = $2 AND r.completed_at IS NULL AND NOT r.awaited
 `
 
 type MarkAwaitedParams struct {
-	OrgID uuid.UUID
+	OrgID pguuid.UUID
 	Key   string
 }
 
@@ -403,8 +403,8 @@ SET created_at = EXCLUDED.created_at, expires_at = EXCLUDED.expires_at, lease_un
 type PutRecordParams struct {
 	CreatedAt       time.Time
 	ExpiresAt       time.Time
-	Token           uuid.UUID
-	OrgID           uuid.UUID
+	Token           pguuid.UUID
+	OrgID           pguuid.UUID
 	ResponseStatus  int32
 	ResponseKept    bool
 	Key             string
@@ -443,9 +443,9 @@ RETURNING r.awaited
 `
 
 type ReleaseParams struct {
-	OrgID uuid.UUID
+	OrgID pguuid.UUID
 	Key   string
-	Token uuid.UUID
+	Token pguuid.UUID
 }
 
 // Release removes the record of a first attempt that ends without an outcome and
@@ -465,10 +465,10 @@ RETURNING r.awaited
 `
 
 type ReleaseKeptParams struct {
-	SpentToken uuid.UUID
-	OrgID      uuid.UUID
+	SpentToken pguuid.UUID
+	OrgID      pguuid.UUID
 	Key        string
-	Token      uuid.UUID
+	Token      pguuid.UUID
 }
 
 // ReleaseKept ends the lease of any other attempt that ends without an outcome, and

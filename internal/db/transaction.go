@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 
-	"github.com/google/uuid"
+	"github.com/pgidem/pgidem/internal/pguuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -14,7 +14,7 @@ type Entered struct {
 	EnterTenantRow
 	Record ClaimSelectRow
 	Found  bool      // a record
-	KeptBy uuid.UUID // the nil UUID where no request is kept, or was not asked for
+	KeptBy pguuid.UUID // the nil UUID where no request is kept, or was not asked for
 }
 
 // EnterSelect begins a transaction and runs [Queries.EnterTenant], [Queries.ClaimSelect]
