@@ -8,6 +8,17 @@ INSERT INTO /*tenant.*/idempotency_records AS r (
 )
 ON CONFLICT (org_id, key) DO NOTHING;
 
+-- name: ClaimInsertMany :many
+-- ClaimInsertMany is ClaimInsert for many keys. It returns the tokens of those that it has
+-- claimed, and locks in the order in which the keys are given.
+INSERT INTO /*tenant.*/idempotency_records AS r (
+    created_at, expires_at, lease_until, token, org_id, attempt, response_kept, key, request_hash
+)
+SELECT now(), now() + @ttl::interval, now() + @lease::interval, unnest(@tokens::uuid[]), unnest(@org_ids::uuid[]), 1, true,
+       unnest(@keys::text[]), unnest(@request_hashes::bytea[])
+ON CONFLICT (org_id, key) DO NOTHING
+RETURNING r.token;
+
 -- name: ClaimSelect :one
 -- ClaimSelect reads the record of a key with what the database's clock says of it.
 SELECT r.token, r.attempt, r.awaited, r.request_hash, r.created_at, r.expires_at,
@@ -17,6 +28,17 @@ SELECT r.token, r.attempt, r.awaited, r.request_hash, r.created_at, r.expires_at
        (r.lease_until <= now())::boolean AS lapsed
 FROM /*tenant.*/idempotency_records AS r
 WHERE r.org_id = @org_id AND r.key = @key;
+
+-- name: ClaimSelectMany :many
+-- ClaimSelectMany is ClaimSelect for many keys.
+SELECT r.org_id, r.key,
+       r.token, r.attempt, r.awaited, r.request_hash, r.created_at, r.expires_at,
+       r.response_status, r.response_kept, r.response_headers, r.response_body,
+       (r.completed_at IS NOT NULL)::boolean AS completed,
+       (r.expires_at <= now())::boolean AS expired,
+       (r.lease_until <= now())::boolean AS lapsed
+FROM (SELECT unnest(@org_ids::uuid[]) AS org_id, unnest(@keys::text[]) AS key) AS k
+JOIN /*tenant.*/idempotency_records AS r ON r.org_id = k.org_id AND r.key = k.key;
 
 -- name: ClaimTakeOver :one
 -- ClaimTakeOver claims a record that has expired or whose lease has lapsed, if it
@@ -56,6 +78,19 @@ SET completed_at = now(), response_status = @response_status::integer, response_
     response_headers = @response_headers, response_body = @response_body
 WHERE r.org_id = @org_id AND r.key = @key AND r.token = @token
 RETURNING r.awaited;
+
+-- name: CompleteMany :many
+-- CompleteMany is Complete for many attempts. It returns those that held their tokens.
+UPDATE /*tenant.*/idempotency_records AS r
+SET completed_at = now(), response_status = c.response_status, response_kept = c.response_kept,
+    response_headers = c.response_headers, response_body = c.response_body
+FROM (
+    SELECT unnest(@org_ids::uuid[]) AS org_id, unnest(@keys::text[]) AS key, unnest(@tokens::uuid[]) AS token,
+           unnest(@response_statuses::integer[]) AS response_status, unnest(@response_kepts::boolean[]) AS response_kept,
+           unnest(@response_headers::bytea[]) AS response_headers, unnest(@response_bodies::bytea[]) AS response_body
+) AS c
+WHERE r.org_id = c.org_id AND r.key = c.key AND r.token = c.token
+RETURNING r.token, r.awaited;
 
 -- name: Release :one
 -- Release removes the record of a first attempt that ends without an outcome and
@@ -151,3 +186,10 @@ INSERT INTO /*tenant.*/idempotency_records AS r (
 SELECT (r.completed_at IS NOT NULL AND r.token = @token)::boolean AS completed
 FROM /*tenant.*/idempotency_records AS r
 WHERE r.org_id = @org_id AND r.key = @key;
+
+-- name: PlanForKeys :exec
+-- PlanForKeys has the statements for many keys that come after it in the transaction
+-- planned for the table's primary key, which is right for a table of every size: one that
+-- was small when a plan was made and kept may have grown since.
+SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
+       set_config('enable_mergejoin', 'off', true);

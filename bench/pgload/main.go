@@ -30,6 +30,7 @@ type settings struct {
 	clients  int
 	conns    int
 	works    []work
+	coalesce int
 	json     bool
 	profile  string // folder for CPU profiles of the service, or empty
 }
@@ -65,6 +66,7 @@ func parse(args []string) (settings, error) {
 	flags.IntVar(&s.rounds, "rounds", 3, "how often each work is measured")
 	flags.IntVar(&s.clients, "clients", 16, "keep-alive clients, each with one request at a time")
 	flags.IntVar(&s.conns, "conns", 16, "connections to the database, of the service and of pgbench")
+	flags.IntVar(&s.coalesce, "coalesce", 0, "pgstore.WithCoalescing of the service (default 0: the store's own)")
 	flags.BoolVar(&s.json, "json", false, "print the medians as JSON lines")
 	flags.StringVar(&s.profile, "profile", "", "a folder for a CPU profile of the service in each work's last round")
 	names := flags.String("work", "", "works to measure, separated by commas (default all): "+strings.Join(workNames(), ", "))

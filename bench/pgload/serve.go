@@ -25,8 +25,9 @@ import (
 
 // The environment of the service process.
 const (
-	serveEnv = "PGLOAD_SERVE_DATABASE_URL"
-	connsEnv = "PGLOAD_SERVE_CONNECTIONS"
+	serveEnv    = "PGLOAD_SERVE_DATABASE_URL"
+	connsEnv    = "PGLOAD_SERVE_CONNECTIONS"
+	coalesceEnv = "PGLOAD_SERVE_COALESCING"
 )
 
 const smallBody = `{"id":12345}`
@@ -68,7 +69,11 @@ func serve() error {
 	if err != nil {
 		return err
 	}
-	store, err := pgstore.New(pool, tenants)
+	var opts []pgstore.Option
+	if n, _ := strconv.Atoi(os.Getenv(coalesceEnv)); n > 0 {
+		opts = append(opts, pgstore.WithCoalescing(n))
+	}
+	store, err := pgstore.New(pool, tenants, opts...)
 	if err != nil {
 		return err
 	}

@@ -905,7 +905,7 @@ func TestKeepingInAnOldSchema(t *testing.T) {
 		for name, change := range map[string]func(org uuid.UUID) error{
 			"Put":   func(org uuid.UUID) error { return store.Put(t.Context(), &idempotency.Record{OrgID: org, Key: "put"}) },
 			"Clear": func(org uuid.UUID) error { return c.store.Clear(t.Context(), org) },
-			"Claim": func(org uuid.UUID) error { _, err := store.Claim(t.Context(), keeping(org, "key")); return err },
+			"Claim": func(org uuid.UUID) error { _, err := store.Claim(t.Context(), keeping(org, "another")); return err },
 		} {
 			if err := change(org); err == nil || !strings.Contains(err.Error(), "run migrations.Up") || errors.Is(err, tenancy.ErrUnknownTenant) {
 				t.Errorf("%s: %v; want to be told to migrate", name, err)

@@ -7,7 +7,6 @@ import (
 
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/internal/db"
-	"github.com/pgidem/pgidem/internal/pguuid"
 )
 
 // storedRequest is a request in its stored form. Headers and path values are stored as
@@ -61,7 +60,7 @@ func (s *Store) outdatedOrMissing(ctx context.Context, tenant db.Tenant, orgID u
 	if !isMissing(err) {
 		return err
 	}
-	if _, found := db.New(tenant).GetRecord(ctx, db.GetRecordParams{OrgID: pguuid.UUID(orgID)}); isMissing(found) {
+	if _, found := db.New(tenant).GetRecord(ctx, db.GetRecordParams{OrgID: db.UUID(orgID)}); isMissing(found) {
 		return err
 	}
 	return asOutdated(err)

@@ -9,7 +9,6 @@ import (
 
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/internal/db"
-	"github.com/pgidem/pgidem/internal/pguuid"
 )
 
 // LoadStep implements [idempotency.StepStore].
@@ -18,7 +17,7 @@ func (s *Store) LoadStep(ctx context.Context, c idempotency.Claim, name string) 
 	if err != nil {
 		return nil, false, err
 	}
-	result, err = db.New(tenant).LoadStep(ctx, db.LoadStepParams{Name: name, OrgID: pguuid.UUID(c.OrgID), Key: c.Key, Token: pguuid.UUID(c.Token)})
+	result, err = db.New(tenant).LoadStep(ctx, db.LoadStepParams{Name: name, OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)})
 	return result, result != nil, lostOr("load a step", c.OrgID, asOutdated(err))
 }
 
@@ -30,7 +29,7 @@ func (s *Store) SaveStep(ctx context.Context, c idempotency.Claim, name string, 
 		return nil, err
 	}
 	stored, err = db.New(tenant).SaveStep(ctx, db.SaveStepParams{
-		Name: name, Result: result, OrgID: pguuid.UUID(c.OrgID), Key: c.Key, Token: pguuid.UUID(c.Token),
+		Name: name, Result: result, OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token),
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return storedFirst(ctx, s, c, name)
@@ -57,7 +56,7 @@ func (t *txStore) LoadStep(ctx context.Context, c idempotency.Claim, name string
 	}
 	row, err := db.New(a.tenant).LoadLockedStep(ctx, db.LoadLockedStepParams{
 		Pid: a.pid, LockKey: a.lock, ClaimedAt: a.began,
-		OrgID: pguuid.UUID(c.OrgID), Key: c.Key, RequestHash: encodeHash(a.req.RequestHash), Name: name,
+		OrgID: db.UUID(c.OrgID), Key: c.Key, RequestHash: encodeHash(a.req.RequestHash), Name: name,
 	})
 	if err == nil && !row.Held {
 		err = pgx.ErrNoRows
@@ -76,8 +75,8 @@ func (t *txStore) SaveStep(ctx context.Context, c idempotency.Claim, name string
 		return nil, lostOr("save a step", c.OrgID, pgx.ErrNoRows)
 	}
 	stored, err = db.New(a.tenant).SaveLockedStep(ctx, db.SaveLockedStepParams{
-		ClaimedAt: a.began, Ttl: a.req.TTL, Token: pguuid.UUID(c.Token),
-		OrgID: pguuid.UUID(c.OrgID), Key: c.Key, RequestHash: encodeHash(a.req.RequestHash), Name: name, Result: result,
+		ClaimedAt: a.began, Ttl: a.req.TTL, Token: db.UUID(c.Token),
+		OrgID: db.UUID(c.OrgID), Key: c.Key, RequestHash: encodeHash(a.req.RequestHash), Name: name, Result: result,
 		Pid: a.pid, LockKey: a.lock,
 	})
 	if errors.Is(err, pgx.ErrNoRows) {

@@ -12,7 +12,6 @@ import (
 
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/internal/db"
-	"github.com/pgidem/pgidem/internal/pguuid"
 	"github.com/pgidem/pgidem/tenancy"
 )
 
@@ -27,6 +26,9 @@ type Store struct {
 	dir      tenancy.Directory
 	texts    db.Texts
 	listener listener
+	looks    coalescer
+	writes   coalescer
+	seen     *seenKeys
 }
 
 var (
@@ -53,6 +55,29 @@ func WithListenConfig(config *pgx.ConnConfig) Option {
 	}
 }
 
+// WithCoalescing bounds the transactions that the store has under way at once to claim and
+// complete, and as many again to look for responses to be replayed; n is at least 1. What
+// comes beyond that gathers meanwhile, and goes together, in one transaction and one round
+// trip, as soon as one of them has ended. So requests never wait for company, but only while
+// n others are under way.
+//
+// By default n is what the pool has connections at most: what else would have to wait for
+// one goes together instead. A few, 2 to 4 say, take much less of the server's CPU and more
+// requests a second where many come at once and the server is near; where a round trip or a
+// commit takes long beside that, they add up to half of one to it.
+//
+// A statement that fails is none of the other requests' concern: they are run again by
+// themselves, and so for a while is everything of the tenant whose it was.
+func WithCoalescing(n int) Option {
+	return func(s *Store) error {
+		if n < 1 {
+			return fmt.Errorf("WithCoalescing: %d transactions at once; give 1 or more", n)
+		}
+		s.looks.limit, s.writes.limit = n, n
+		return nil
+	}
+}
+
 // New returns a Store over the caller's pool, with each tenant in the schema that
 // dir names. It opens no connection. The error says which argument is missing.
 func New(pool *pgxpool.Pool, dir tenancy.Directory, opts ...Option) (*Store, error) {
@@ -62,7 +87,9 @@ func New(pool *pgxpool.Pool, dir tenancy.Directory, opts ...Option) (*Store, err
 	case dir == nil:
 		return nil, errors.New("pgstore: the directory is nil; use tenancy.PerOrg or tenancy.Fixed")
 	}
-	s := &Store{pool: pool, dir: dir}
+	limit := int(pool.Config().MaxConns)
+	s := &Store{pool: pool, dir: dir, seen: newSeenKeys()}
+	s.looks, s.writes = coalescer{pool: pool, limit: limit}, coalescer{pool: pool, limit: limit}
 	s.listener.connect, s.listener.idle = connector(pool), listenIdle
 	for _, opt := range opts {
 		if err := opt(s); err != nil {
@@ -111,6 +138,9 @@ func (s *Store) Claim(ctx context.Context, req idempotency.ClaimRequest) (idempo
 	if err != nil {
 		return idempotency.ClaimResult{}, err
 	}
+	if err := checkKey(req.Key, req.RequestHash); err != nil {
+		return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
+	}
 	for range maxClaimTries {
 		result, again, err := s.tryClaim(ctx, tenant, req)
 		if err != nil && !isSerializationFailure(err) {
@@ -141,7 +171,7 @@ func (s *Store) tryClaim(ctx context.Context, tenant db.Tenant, req idempotency.
 	result, attempt := judge(req, row)
 	switch {
 	case result.Outcome == idempotency.OutcomeInFlight && req.Await && !row.Awaited:
-		n, err := db.New(tenant).MarkAwaited(ctx, db.MarkAwaitedParams{OrgID: pguuid.UUID(req.OrgID), Key: req.Key})
+		n, err := db.New(tenant).MarkAwaited(ctx, db.MarkAwaitedParams{OrgID: db.UUID(req.OrgID), Key: req.Key})
 		return result, err == nil && n == 0, err
 	case result.Outcome != 0:
 		return result, false, nil
@@ -151,7 +181,7 @@ func (s *Store) tryClaim(ctx context.Context, tenant db.Tenant, req idempotency.
 	case err != nil:
 		return idempotency.ClaimResult{}, false, asOutdated(err)
 	case n == 0 && req.Recovery: // the record has changed, or the request is not kept any more
-		kept, err := db.New(tenant).HasRequest(ctx, db.HasRequestParams{OrgID: pguuid.UUID(req.OrgID), Key: req.Key, RequestHash: row.RequestHash})
+		kept, err := db.New(tenant).HasRequest(ctx, db.HasRequestParams{OrgID: db.UUID(req.OrgID), Key: req.Key, RequestHash: row.RequestHash})
 		return idempotency.ClaimResult{Outcome: idempotency.OutcomeNotInterrupted}, kept && !row.Expired, asOutdated(err)
 	case n == 0:
 		return idempotency.ClaimResult{}, true, nil
@@ -159,30 +189,49 @@ func (s *Store) tryClaim(ctx context.Context, tenant db.Tenant, req idempotency.
 	return idempotency.ClaimResult{Outcome: idempotency.OutcomeClaimed, Attempt: int(attempt)}, false, nil
 }
 
-// firstLook claims a key that has no record, or else looks at its record, in one round
-// trip.
+// firstLook claims a key that has no record, or else looks at its record. It takes one
+// round trip, but for a retry that nothing foretold.
 func (s *Store) firstLook(ctx context.Context, tenant db.Tenant, req idempotency.ClaimRequest) (claimed bool, row db.ClaimSelectRow, found bool, err error) {
-	switch {
-	case req.Recovery:
-		row, err = db.New(tenant).ClaimSelect(ctx, db.ClaimSelectParams{OrgID: pguuid.UUID(req.OrgID), Key: req.Key})
-		if errors.Is(err, pgx.ErrNoRows) {
-			return false, row, false, nil
+	known := s.seen.add(req.OrgID, req.Key)
+	if known || req.Recovery {
+		if row, found, err = s.look(ctx, tenant, req.Claim); found || req.Recovery || err != nil {
+			return false, row, found, err
 		}
-		return false, row, err == nil, err
-	case req.Request != nil:
+	}
+	insert := db.ClaimInsertParams{
+		Ttl: req.TTL, Lease: req.Lease, Token: db.UUID(req.Token),
+		OrgID: db.UUID(req.OrgID), Key: req.Key, RequestHash: encodeHash(req.RequestHash),
+	}
+	if req.Request != nil {
 		r := encodeRequest(req.Request)
-		claimed, row, found, err = tenant.ClaimRecoverableSelect(ctx, s.pool, db.ClaimInsertRecoverableParams{
-			Ttl: req.TTL, Lease: req.Lease, Token: pguuid.UUID(req.Token),
-			OrgID: pguuid.UUID(req.OrgID), Key: req.Key, RequestHash: encodeHash(req.RequestHash),
+		claim := tenant.RecoverableClaim(db.ClaimInsertRecoverableParams{
+			Ttl: insert.Ttl, Lease: insert.Lease, Token: insert.Token,
+			OrgID: insert.OrgID, Key: insert.Key, RequestHash: insert.RequestHash,
 			Method: r.method, Target: r.target, Host: r.host, Pattern: r.pattern,
 			PathValues: r.pathValues, Headers: r.headers, Body: r.body,
 		})
-		return claimed, row, found, s.outdatedOrMissing(ctx, tenant, req.OrgID, err)
+		err = s.writes.do(ctx, tenant.Schema(), claim, len(r.headers)+len(r.body))
+		return claim.Claimed, claim.Row, claim.Found, s.outdatedOrMissing(ctx, tenant, req.OrgID, err)
 	}
-	return tenant.ClaimInsertSelect(ctx, s.pool, db.ClaimInsertParams{
-		Ttl: req.TTL, Lease: req.Lease, Token: pguuid.UUID(req.Token),
-		OrgID: pguuid.UUID(req.OrgID), Key: req.Key, RequestHash: encodeHash(req.RequestHash),
-	})
+	claim := tenant.Claim(insert, s.seen.expectStrangers())
+	if err = s.writes.do(ctx, tenant.Schema(), claim, 0); err != nil {
+		return false, row, false, err
+	}
+	if !known {
+		s.seen.met(!claim.Claimed)
+	}
+	if claim.Claimed || claim.Looks {
+		return claim.Claimed, claim.Row, claim.Found, nil
+	}
+	row, found, err = s.look(ctx, tenant, req.Claim)
+	return false, row, found, err
+}
+
+// look looks at the record of a key.
+func (s *Store) look(ctx context.Context, tenant db.Tenant, c idempotency.Claim) (row db.ClaimSelectRow, found bool, err error) {
+	look := tenant.Look(db.ClaimSelectParams{OrgID: db.UUID(c.OrgID), Key: c.Key})
+	err = s.looks.do(ctx, tenant.Schema(), look, 0)
+	return look.Row, err == nil && look.Found, err
 }
 
 // takeOver claims a record that may be taken over, if it is still as it was seen, and
@@ -191,21 +240,21 @@ func takeOver(ctx context.Context, tenant db.Tenant, req idempotency.ClaimReques
 	switch {
 	case req.Recovery:
 		return db.New(tenant).ClaimInterrupted(ctx, db.ClaimInterruptedParams{
-			Ttl: req.TTL, Lease: req.Lease, Token: pguuid.UUID(req.Token), Attempt: attempt,
-			OrgID: pguuid.UUID(req.OrgID), Key: req.Key, SeenToken: seen.Token,
+			Ttl: req.TTL, Lease: req.Lease, Token: db.UUID(req.Token), Attempt: attempt,
+			OrgID: db.UUID(req.OrgID), Key: req.Key, SeenToken: seen.Token,
 		})
 	case req.Request != nil:
 		r := encodeRequest(req.Request)
 		return db.New(tenant).ClaimTakeOverRecoverable(ctx, db.ClaimTakeOverRecoverableParams{
-			Ttl: req.TTL, Lease: req.Lease, Token: pguuid.UUID(req.Token), Attempt: attempt,
-			RequestHash: encodeHash(req.RequestHash), OrgID: pguuid.UUID(req.OrgID), Key: req.Key, SeenToken: seen.Token,
+			Ttl: req.TTL, Lease: req.Lease, Token: db.UUID(req.Token), Attempt: attempt,
+			RequestHash: encodeHash(req.RequestHash), OrgID: db.UUID(req.OrgID), Key: req.Key, SeenToken: seen.Token,
 			Method: r.method, Target: r.target, Host: r.host, Pattern: r.pattern,
 			PathValues: r.pathValues, Headers: r.headers, Body: r.body,
 		})
 	}
 	return db.New(tenant).ClaimTakeOver(ctx, db.ClaimTakeOverParams{
-		Ttl: req.TTL, Lease: req.Lease, Token: pguuid.UUID(req.Token), Attempt: attempt,
-		RequestHash: encodeHash(req.RequestHash), OrgID: pguuid.UUID(req.OrgID), Key: req.Key, SeenToken: seen.Token,
+		Ttl: req.TTL, Lease: req.Lease, Token: db.UUID(req.Token), Attempt: attempt,
+		RequestHash: encodeHash(req.RequestHash), OrgID: db.UUID(req.OrgID), Key: req.Key, SeenToken: seen.Token,
 	})
 }
 
@@ -216,7 +265,7 @@ func judge(req idempotency.ClaimRequest, row db.ClaimSelectRow) (result idempote
 		return idempotency.ClaimResult{}, 1
 	}
 	switch {
-	case row.Token == pguuid.UUID(req.Token) && !row.Completed: // ours: the answer to an earlier try was lost
+	case row.Token == db.UUID(req.Token) && !row.Completed: // ours: the answer to an earlier try was lost
 		return idempotency.ClaimResult{Outcome: idempotency.OutcomeClaimed, Attempt: int(row.Attempt)}, 0
 	// The fingerprint comes before a take-over: a request that may not have
 	// the record must not touch it.
@@ -246,20 +295,22 @@ func (s *Store) Complete(ctx context.Context, c idempotency.Claim, rec *idempote
 	if err != nil {
 		return err
 	}
-	outcome := db.CompleteParams{
+	if err := checkStatus(rec.ResponseStatus); err != nil {
+		return translate("complete", c.OrgID, err)
+	}
+	completion := tenant.Completion(db.CompleteParams{
 		ResponseStatus: int32(rec.ResponseStatus), ResponseKept: !rec.Tombstone,
 		ResponseHeaders: encodeHeaders(rec), ResponseBody: rec.ResponseBody,
-		OrgID: pguuid.UUID(c.OrgID), Key: c.Key, Token: pguuid.UUID(c.Token),
+		OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token),
+	}, c.Kept)
+	err = s.writes.do(ctx, tenant.Schema(), completion, len(rec.ResponseBody))
+	switch {
+	case err != nil && c.Kept:
+		err = asOutdated(err)
+	case err == nil && !completion.Held:
+		err = pgx.ErrNoRows
 	}
-	complete := db.New(tenant).Complete
-	if c.Kept {
-		complete = func(ctx context.Context, arg db.CompleteParams) (bool, error) {
-			awaited, err := db.New(tenant).CompleteRecoverable(ctx, db.CompleteRecoverableParams(arg))
-			return awaited, asOutdated(err)
-		}
-	}
-	awaited, err := complete(ctx, outcome)
-	return s.ended(ctx, "complete", c, awaited, err)
+	return s.ended(ctx, "complete", c, completion.Awaited, err)
 }
 
 // Release implements [idempotency.LeaseStore].
@@ -269,8 +320,8 @@ func (s *Store) Release(ctx context.Context, c idempotency.Claim) error {
 		return err
 	}
 	queries := db.New(tenant)
-	first := db.ReleaseParams{OrgID: pguuid.UUID(c.OrgID), Key: c.Key, Token: pguuid.UUID(c.Token)}
-	later := db.ReleaseKeptParams{SpentToken: pguuid.UUID(idempotency.NewToken()), OrgID: pguuid.UUID(c.OrgID), Key: c.Key, Token: pguuid.UUID(c.Token)}
+	first := db.ReleaseParams{OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)}
+	later := db.ReleaseKeptParams{SpentToken: db.UUID(idempotency.NewToken()), OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)}
 	var awaited bool
 	if c.Kept {
 		if awaited, err = queries.ReleaseRecoverable(ctx, db.ReleaseRecoverableParams(first)); errors.Is(err, pgx.ErrNoRows) {
@@ -309,7 +360,7 @@ func (s *Store) Extend(ctx context.Context, c idempotency.Claim, lease time.Dura
 	if err != nil {
 		return err
 	}
-	n, err := db.New(tenant).Extend(ctx, db.ExtendParams{Lease: lease, OrgID: pguuid.UUID(c.OrgID), Key: c.Key, Token: pguuid.UUID(c.Token)})
+	n, err := db.New(tenant).Extend(ctx, db.ExtendParams{Lease: lease, OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)})
 	if err == nil && n == 0 {
 		err = pgx.ErrNoRows
 	}
@@ -327,7 +378,7 @@ func (s *Store) Clear(ctx context.Context, orgID uuid.UUID) error {
 	if err != nil {
 		return err
 	}
-	_, err = db.New(tenant).ClearRecords(ctx, pguuid.UUID(orgID))
+	_, err = db.New(tenant).ClearRecords(ctx, db.UUID(orgID))
 	s.listener.ends.SignalAll()
 	return translate("clear", orgID, s.outdatedOrMissing(ctx, tenant, orgID, err))
 }
@@ -338,7 +389,7 @@ func (s *Store) Get(ctx context.Context, orgID uuid.UUID, key string) (*idempote
 	if err != nil {
 		return nil, err
 	}
-	row, err := db.New(tenant).GetRecord(ctx, db.GetRecordParams{OrgID: pguuid.UUID(orgID), Key: key})
+	row, err := db.New(tenant).GetRecord(ctx, db.GetRecordParams{OrgID: db.UUID(orgID), Key: key})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, fmt.Errorf("%w: org %s", idempotency.ErrNotFound, orgID)
 	}
@@ -358,6 +409,9 @@ func (s *Store) Put(ctx context.Context, rec *idempotency.Record) error {
 	if err != nil {
 		return err
 	}
+	if err := errors.Join(checkKey(rec.Key, rec.RequestHash), checkStatus(rec.ResponseStatus)); err != nil {
+		return translate("put", rec.OrgID, err)
+	}
 	createdAt, expiresAt := rec.CreatedAt, rec.ExpiresAt
 	if createdAt.IsZero() {
 		if createdAt, err = db.New(s.pool).DatabaseTime(ctx); err != nil {
@@ -368,8 +422,8 @@ func (s *Store) Put(ctx context.Context, rec *idempotency.Record) error {
 		expiresAt = createdAt.Add(idempotency.DefaultTTL)
 	}
 	err = db.New(tenant).PutRecord(ctx, db.PutRecordParams{
-		CreatedAt: createdAt, ExpiresAt: expiresAt, Token: pguuid.UUID(idempotency.NewToken()),
-		OrgID: pguuid.UUID(rec.OrgID), Key: rec.Key, RequestHash: encodeHash(rec.RequestHash),
+		CreatedAt: createdAt, ExpiresAt: expiresAt, Token: db.UUID(idempotency.NewToken()),
+		OrgID: db.UUID(rec.OrgID), Key: rec.Key, RequestHash: encodeHash(rec.RequestHash),
 		ResponseStatus: int32(rec.ResponseStatus), ResponseKept: !rec.Tombstone,
 		ResponseHeaders: encodeHeaders(rec), ResponseBody: rec.ResponseBody,
 	})

@@ -11,10 +11,10 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/internal/db"
-	"github.com/pgidem/pgidem/internal/pguuid"
 	"github.com/pgidem/pgidem/tenancy"
 )
 
@@ -99,7 +99,7 @@ func (s *sweep) look(ctx context.Context, name string) (d due, err error) {
 		return d, fmt.Errorf("pgstore: completer: a table of requests lies where no tenant can be: %w", err)
 	}
 	d.tenant = s.store.texts.Bind(s.store.pool, d.schema.Quoted())
-	orgs, err := repeated(func() ([]pguuid.UUID, error) { // it forgets what another copy may forget at the same time
+	orgs, err := repeated(func() ([]pgtype.UUID, error) { // it forgets what another copy may forget at the same time
 		return db.New(d.tenant).DueOrgs(ctx)
 	})
 	if err != nil {
@@ -107,7 +107,7 @@ func (s *sweep) look(ctx context.Context, name string) (d due, err error) {
 	}
 	var errs []error
 	for _, id := range orgs {
-		org := uuid.UUID(id)
+		org := uuid.UUID(id.Bytes)
 		switch schema, err := s.store.dir.Schema(ctx, org); {
 		case err != nil:
 			errs = append(errs, fmt.Errorf("pgstore: completer: schema of org %s, of which schema %s holds interrupted requests: %w", org, d.schema, err))
@@ -170,7 +170,7 @@ func (s *sweep) free(n int) {
 
 // run runs a request again, and sees to what comes of it.
 func (s *sweep) run(ctx context.Context, d due, row db.PickRequestsRow) {
-	it := idempotency.InterruptedRequest{OrgID: uuid.UUID(row.OrgID), Key: row.Key, RequestHash: decodeHash(row.RequestHash)}
+	it := idempotency.InterruptedRequest{OrgID: uuid.UUID(row.OrgID.Bytes), Key: row.Key, RequestHash: decodeHash(row.RequestHash)}
 	request, err := storedRequest{
 		method: row.Method, pattern: row.Pattern, target: row.Target, host: row.Host,
 		pathValues: row.PathValues, headers: row.Headers, body: row.Body,
@@ -231,7 +231,7 @@ func (s *sweep) failed(ctx context.Context, d due, it idempotency.InterruptedReq
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
 	defer cancel()
-	n, err := db.New(d.tenant).GiveUp(ctx, db.GiveUpParams{OrgID: pguuid.UUID(it.OrgID), Key: it.Key, Attempts: attempts})
+	n, err := db.New(d.tenant).GiveUp(ctx, db.GiveUpParams{OrgID: db.UUID(it.OrgID), Key: it.Key, Attempts: attempts})
 	if err != nil {
 		return // a later pass finds it
 	}
@@ -247,7 +247,7 @@ func (s *sweep) buryDead(ctx context.Context, d due) error {
 		return translateSchema("completer: give requests up", d.schema, asOutdated(err))
 	}
 	for _, row := range rows {
-		it := idempotency.InterruptedRequest{OrgID: uuid.UUID(row.OrgID), Key: row.Key}
+		it := idempotency.InterruptedRequest{OrgID: uuid.UUID(row.OrgID.Bytes), Key: row.Key}
 		it.Request, err = storedRequest{method: row.Method, target: row.Target, headers: row.Headers}.decode()
 		about := attributes(it, int(row.Attempts))
 		if err != nil {

@@ -12,11 +12,11 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/internal/db"
-	"github.com/pgidem/pgidem/internal/pguuid"
 	"github.com/pgidem/pgidem/tenancy"
 )
 
@@ -157,7 +157,7 @@ type txAttempt struct {
 	seen    *db.DeleteSeenParams // the record that it takes the place of
 	began   time.Time
 	lock    int64
-	keptBy  pguuid.UUID // the token of the request that is kept of it
+	keptBy  pgtype.UUID // the token of the request that is kept of it
 	pid     int32       // of the server process that holds the lock
 }
 
@@ -168,6 +168,9 @@ func (t *txStore) Claim(ctx context.Context, req idempotency.ClaimRequest) (idem
 	schema, tenant, err := t.store.locate(ctx, req.OrgID)
 	if err != nil {
 		return idempotency.ClaimResult{}, err
+	}
+	if err := checkKey(req.Key, req.RequestHash); err != nil {
+		return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
 	}
 	conn, err := t.store.pool.Acquire(ctx)
 	if err != nil {
@@ -205,7 +208,7 @@ func (t *txStore) tryClaim(ctx context.Context, schema tenancy.Schema, tenant db
 	}
 	tx, entered, err := tenant.EnterSelect(ctx, conn, t.options,
 		db.EnterTenantParams{SearchPath: schema.Quoted(), KeyLock: a.lock},
-		db.ClaimSelectParams{OrgID: pguuid.UUID(req.OrgID), Key: req.Key}, keptFor(req))
+		db.ClaimSelectParams{OrgID: db.UUID(req.OrgID), Key: req.Key}, keptFor(req))
 	if err != nil {
 		return idempotency.ClaimResult{}, false, err
 	}
@@ -214,14 +217,14 @@ func (t *txStore) tryClaim(ctx context.Context, schema tenancy.Schema, tenant db
 	result, a.attempt, a.seen = judgeTx(req, entered)
 	switch {
 	case result.Outcome == 0 && req.Recovery:
-		has, err := db.New(onConn).HasRequest(ctx, db.HasRequestParams{OrgID: pguuid.UUID(req.OrgID), Key: req.Key, RequestHash: encodeHash(req.RequestHash)})
+		has, err := db.New(onConn).HasRequest(ctx, db.HasRequestParams{OrgID: db.UUID(req.OrgID), Key: req.Key, RequestHash: encodeHash(req.RequestHash)})
 		if err != nil {
 			return idempotency.ClaimResult{}, false, asOutdated(err)
 		}
 		if !has {
 			result.Outcome = idempotency.OutcomeNotInterrupted
 		}
-	case result.Outcome == 0 && req.Request != nil && a.keptBy == pguuid.UUID{}:
+	case result.Outcome == 0 && req.Request != nil && a.keptBy == (pgtype.UUID{}):
 		rollBack(ctx, conn)
 		return idempotency.ClaimResult{}, true, nil
 	}
@@ -229,7 +232,7 @@ func (t *txStore) tryClaim(ctx context.Context, schema tenancy.Schema, tenant db
 		rollBack(ctx, conn)
 		if kept && result.Outcome != idempotency.OutcomeInFlight {
 			// It completed, or came to belong to another request, as this one was kept.
-			own := db.ForgetAttemptParams{OrgID: pguuid.UUID(req.OrgID), Key: req.Key, Token: pguuid.UUID(req.Token)}
+			own := db.ForgetAttemptParams{OrgID: db.UUID(req.OrgID), Key: req.Key, Token: db.UUID(req.Token)}
 			if err := db.New(onConn).ForgetAttempt(ctx, own); err != nil {
 				return idempotency.ClaimResult{}, false, err
 			}
@@ -251,7 +254,7 @@ func judgeTx(req idempotency.ClaimRequest, entered db.Entered) (result idempoten
 	attempt = 1
 	if entered.Found {
 		result, attempt = judge(req, entered.Record)
-		seen = &db.DeleteSeenParams{OrgID: pguuid.UUID(req.OrgID), Key: req.Key, SeenToken: entered.Record.Token}
+		seen = &db.DeleteSeenParams{OrgID: db.UUID(req.OrgID), Key: req.Key, SeenToken: entered.Record.Token}
 	}
 	if result.Outcome == 0 && !entered.Locked {
 		// By another request, perhaps, of another fingerprint: that is not known before it
@@ -301,7 +304,7 @@ func (t *txStore) commit(ctx context.Context, a *txAttempt, c idempotency.Claim,
 		// say. It is stored, and what the handler did before has been undone.
 	}
 	committed, err := a.tenant.InsertCommit(ctx, a.conn, a.seen, c.Kept, db.InsertCompletedParams{
-		Ttl: a.req.TTL, Token: pguuid.UUID(c.Token), OrgID: pguuid.UUID(c.OrgID), Attempt: a.attempt,
+		Ttl: a.req.TTL, Token: db.UUID(c.Token), OrgID: db.UUID(c.OrgID), Attempt: a.attempt,
 		ResponseStatus: int32(rec.ResponseStatus), ResponseKept: !rec.Tombstone,
 		Key: c.Key, RequestHash: encodeHash(a.req.RequestHash),
 		ResponseHeaders: encodeHeaders(rec), ResponseBody: rec.ResponseBody,
@@ -456,7 +459,7 @@ func (t *txStore) findOut(ctx context.Context, c idempotency.Claim) error {
 		if err := db.New(tx).AwaitLock(ctx, lockName(schema, c.OrgID, c.Key)); err != nil {
 			return err
 		}
-		completed, err = queries.CompletedBy(ctx, db.CompletedByParams{Token: pguuid.UUID(c.Token), OrgID: pguuid.UUID(c.OrgID), Key: c.Key})
+		completed, err = queries.CompletedBy(ctx, db.CompletedByParams{Token: db.UUID(c.Token), OrgID: db.UUID(c.OrgID), Key: c.Key})
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil
 		}

@@ -571,7 +571,7 @@ func TestTransactionsMeetLeases(t *testing.T) {
 // TestTransactionalOptions: what cannot work is found when the service is wired.
 func TestTransactionalOptions(t *testing.T) {
 	t.Parallel()
-	store, err := pgstore.New(&pgxpool.Pool{}, storetest.PerOrg)
+	store, err := pgstore.New(pgtest.NewPool(t), storetest.PerOrg)
 	if err != nil {
 		t.Fatal(err)
 	}

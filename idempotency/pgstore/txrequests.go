@@ -7,7 +7,6 @@ import (
 
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/internal/db"
-	"github.com/pgidem/pgidem/internal/pguuid"
 )
 
 // An attempt in a transaction commits nothing before its end, so its request is kept
@@ -20,8 +19,8 @@ func keepRequest(ctx context.Context, tenant db.Tenant, lock int64, req idempote
 	r := encodeRequest(req.Request)
 	n, err := repeated(func() (int64, error) {
 		return db.New(tenant).KeepRequest(ctx, db.KeepRequestParams{
-			Ttl: req.TTL, Lease: req.Lease, LockKey: lock, Token: pguuid.UUID(req.Token),
-			OrgID: pguuid.UUID(req.OrgID), Key: req.Key, RequestHash: encodeHash(req.RequestHash),
+			Ttl: req.TTL, Lease: req.Lease, LockKey: lock, Token: db.UUID(req.Token),
+			OrgID: db.UUID(req.OrgID), Key: req.Key, RequestHash: encodeHash(req.RequestHash),
 			Method: r.method, Target: r.target, Host: r.host, Pattern: r.pattern,
 			PathValues: r.pathValues, Headers: r.headers, Body: r.body,
 		})
@@ -37,7 +36,7 @@ func keptFor(req idempotency.ClaimRequest) *db.KeptByParams {
 	if req.Request == nil {
 		return nil
 	}
-	return &db.KeptByParams{OrgID: pguuid.UUID(req.OrgID), Key: req.Key, RequestHash: encodeHash(req.RequestHash)}
+	return &db.KeptByParams{OrgID: db.UUID(req.OrgID), Key: req.Key, RequestHash: encodeHash(req.RequestHash)}
 }
 
 // undoAndForget ends the transaction of an attempt without what its handler did and
@@ -78,7 +77,7 @@ func (t *txStore) forgetLost(ctx context.Context, c idempotency.Claim) error {
 	if err != nil {
 		return err
 	}
-	if err := db.New(tenant).ForgetAttempt(ctx, db.ForgetAttemptParams{OrgID: pguuid.UUID(c.OrgID), Key: c.Key, Token: pguuid.UUID(c.Token)}); err != nil {
+	if err := db.New(tenant).ForgetAttempt(ctx, db.ForgetAttemptParams{OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)}); err != nil {
 		return err
 	}
 	return pgx.ErrNoRows
@@ -86,5 +85,5 @@ func (t *txStore) forgetLost(ctx context.Context, c idempotency.Claim) error {
 
 // request names the request that is kept of the attempt.
 func (a *txAttempt) request() db.ForgetAttemptParams {
-	return db.ForgetAttemptParams{OrgID: pguuid.UUID(a.req.OrgID), Key: a.req.Key, Token: a.keptBy}
+	return db.ForgetAttemptParams{OrgID: db.UUID(a.req.OrgID), Key: a.req.Key, Token: a.keptBy}
 }

@@ -9,7 +9,7 @@ import (
 	"context"
 	"time"
 
-	"github.com/pgidem/pgidem/internal/pguuid"
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 const claimInsert = `-- name: ClaimInsert :execrows
@@ -24,8 +24,8 @@ ON CONFLICT (org_id, key) DO NOTHING
 type ClaimInsertParams struct {
 	Ttl         time.Duration
 	Lease       time.Duration
-	Token       pguuid.UUID
-	OrgID       pguuid.UUID
+	Token       pgtype.UUID
+	OrgID       pgtype.UUID
 	Key         string
 	RequestHash []byte
 }
@@ -47,6 +47,54 @@ func (q *Queries) ClaimInsert(ctx context.Context, arg ClaimInsertParams) (int64
 	return result.RowsAffected(), nil
 }
 
+const claimInsertMany = `-- name: ClaimInsertMany :many
+INSERT INTO /*tenant.*/idempotency_records AS r (
+    created_at, expires_at, lease_until, token, org_id, attempt, response_kept, key, request_hash
+)
+SELECT now(), now() + $1::interval, now() + $2::interval, unnest($3::uuid[]), unnest($4::uuid[]), 1, true,
+       unnest($5::text[]), unnest($6::bytea[])
+ON CONFLICT (org_id, key) DO NOTHING
+RETURNING r.token
+`
+
+type ClaimInsertManyParams struct {
+	Ttl           time.Duration
+	Lease         time.Duration
+	Tokens        []pgtype.UUID
+	OrgIds        []pgtype.UUID
+	Keys          []string
+	RequestHashes [][]byte
+}
+
+// ClaimInsertMany is ClaimInsert for many keys. It returns the tokens of those that it has
+// claimed, and locks in the order in which the keys are given.
+func (q *Queries) ClaimInsertMany(ctx context.Context, arg ClaimInsertManyParams) ([]pgtype.UUID, error) {
+	rows, err := q.db.Query(ctx, claimInsertMany,
+		arg.Ttl,
+		arg.Lease,
+		arg.Tokens,
+		arg.OrgIds,
+		arg.Keys,
+		arg.RequestHashes,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []pgtype.UUID
+	for rows.Next() {
+		var token pgtype.UUID
+		if err := rows.Scan(&token); err != nil {
+			return nil, err
+		}
+		items = append(items, token)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const claimSelect = `-- name: ClaimSelect :one
 SELECT r.token, r.attempt, r.awaited, r.request_hash, r.created_at, r.expires_at,
        r.response_status, r.response_kept, r.response_headers, r.response_body,
@@ -58,12 +106,12 @@ WHERE r.org_id = $1 AND r.key = $2
 `
 
 type ClaimSelectParams struct {
-	OrgID pguuid.UUID
+	OrgID pgtype.UUID
 	Key   string
 }
 
 type ClaimSelectRow struct {
-	Token           pguuid.UUID
+	Token           pgtype.UUID
 	Attempt         int32
 	Awaited         bool
 	RequestHash     []byte
@@ -100,6 +148,77 @@ func (q *Queries) ClaimSelect(ctx context.Context, arg ClaimSelectParams) (Claim
 	return i, err
 }
 
+const claimSelectMany = `-- name: ClaimSelectMany :many
+SELECT r.org_id, r.key,
+       r.token, r.attempt, r.awaited, r.request_hash, r.created_at, r.expires_at,
+       r.response_status, r.response_kept, r.response_headers, r.response_body,
+       (r.completed_at IS NOT NULL)::boolean AS completed,
+       (r.expires_at <= now())::boolean AS expired,
+       (r.lease_until <= now())::boolean AS lapsed
+FROM (SELECT unnest($1::uuid[]) AS org_id, unnest($2::text[]) AS key) AS k
+JOIN /*tenant.*/idempotency_records AS r ON r.org_id = k.org_id AND r.key = k.key
+`
+
+type ClaimSelectManyParams struct {
+	OrgIds []pgtype.UUID
+	Keys   []string
+}
+
+type ClaimSelectManyRow struct {
+	OrgID           pgtype.UUID
+	Key             string
+	Token           pgtype.UUID
+	Attempt         int32
+	Awaited         bool
+	RequestHash     []byte
+	CreatedAt       time.Time
+	ExpiresAt       time.Time
+	ResponseStatus  *int32
+	ResponseKept    bool
+	ResponseHeaders []byte
+	ResponseBody    []byte
+	Completed       bool
+	Expired         bool
+	Lapsed          bool
+}
+
+// ClaimSelectMany is ClaimSelect for many keys.
+func (q *Queries) ClaimSelectMany(ctx context.Context, arg ClaimSelectManyParams) ([]ClaimSelectManyRow, error) {
+	rows, err := q.db.Query(ctx, claimSelectMany, arg.OrgIds, arg.Keys)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ClaimSelectManyRow
+	for rows.Next() {
+		var i ClaimSelectManyRow
+		if err := rows.Scan(
+			&i.OrgID,
+			&i.Key,
+			&i.Token,
+			&i.Attempt,
+			&i.Awaited,
+			&i.RequestHash,
+			&i.CreatedAt,
+			&i.ExpiresAt,
+			&i.ResponseStatus,
+			&i.ResponseKept,
+			&i.ResponseHeaders,
+			&i.ResponseBody,
+			&i.Completed,
+			&i.Expired,
+			&i.Lapsed,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const claimTakeOver = `-- name: ClaimTakeOver :one
 WITH taken AS (
     UPDATE /*tenant.*/idempotency_records AS r
@@ -122,12 +241,12 @@ SELECT count(*) FROM taken AS t
 type ClaimTakeOverParams struct {
 	Ttl         time.Duration
 	Lease       time.Duration
-	Token       pguuid.UUID
+	Token       pgtype.UUID
 	Attempt     int32
 	RequestHash []byte
-	OrgID       pguuid.UUID
+	OrgID       pgtype.UUID
 	Key         string
-	SeenToken   pguuid.UUID
+	SeenToken   pgtype.UUID
 }
 
 // ClaimTakeOver claims a record that has expired or whose lease has lapsed, if it
@@ -164,7 +283,7 @@ WHERE r.org_id = $1
 
 // ClearRecords deletes all records of a tenant, their steps, and the requests that are
 // kept.
-func (q *Queries) ClearRecords(ctx context.Context, orgID pguuid.UUID) (int64, error) {
+func (q *Queries) ClearRecords(ctx context.Context, orgID pgtype.UUID) (int64, error) {
 	result, err := q.db.Exec(ctx, clearRecords, orgID)
 	if err != nil {
 		return 0, err
@@ -185,9 +304,9 @@ type CompleteParams struct {
 	ResponseKept    bool
 	ResponseHeaders []byte
 	ResponseBody    []byte
-	OrgID           pguuid.UUID
+	OrgID           pgtype.UUID
 	Key             string
-	Token           pguuid.UUID
+	Token           pgtype.UUID
 }
 
 // Complete stores the outcome of the attempt that holds the token, and tells whether
@@ -208,6 +327,63 @@ func (q *Queries) Complete(ctx context.Context, arg CompleteParams) (bool, error
 	return awaited, err
 }
 
+const completeMany = `-- name: CompleteMany :many
+UPDATE /*tenant.*/idempotency_records AS r
+SET completed_at = now(), response_status = c.response_status, response_kept = c.response_kept,
+    response_headers = c.response_headers, response_body = c.response_body
+FROM (
+    SELECT unnest($1::uuid[]) AS org_id, unnest($2::text[]) AS key, unnest($3::uuid[]) AS token,
+           unnest($4::integer[]) AS response_status, unnest($5::boolean[]) AS response_kept,
+           unnest($6::bytea[]) AS response_headers, unnest($7::bytea[]) AS response_body
+) AS c
+WHERE r.org_id = c.org_id AND r.key = c.key AND r.token = c.token
+RETURNING r.token, r.awaited
+`
+
+type CompleteManyParams struct {
+	OrgIds           []pgtype.UUID
+	Keys             []string
+	Tokens           []pgtype.UUID
+	ResponseStatuses []int32
+	ResponseKepts    []bool
+	ResponseHeaders  [][]byte
+	ResponseBodies   [][]byte
+}
+
+type CompleteManyRow struct {
+	Token   pgtype.UUID
+	Awaited bool
+}
+
+// CompleteMany is Complete for many attempts. It returns those that held their tokens.
+func (q *Queries) CompleteMany(ctx context.Context, arg CompleteManyParams) ([]CompleteManyRow, error) {
+	rows, err := q.db.Query(ctx, completeMany,
+		arg.OrgIds,
+		arg.Keys,
+		arg.Tokens,
+		arg.ResponseStatuses,
+		arg.ResponseKepts,
+		arg.ResponseHeaders,
+		arg.ResponseBodies,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []CompleteManyRow
+	for rows.Next() {
+		var i CompleteManyRow
+		if err := rows.Scan(&i.Token, &i.Awaited); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const completedBy = `-- name: CompletedBy :one
 SELECT (r.completed_at IS NOT NULL AND r.token = $1)::boolean AS completed
 FROM /*tenant.*/idempotency_records AS r
@@ -215,8 +391,8 @@ WHERE r.org_id = $2 AND r.key = $3
 `
 
 type CompletedByParams struct {
-	Token pguuid.UUID
-	OrgID pguuid.UUID
+	Token pgtype.UUID
+	OrgID pgtype.UUID
 	Key   string
 }
 
@@ -235,9 +411,9 @@ WHERE r.org_id = $1 AND r.key = $2 AND r.token = $3
 `
 
 type DeleteSeenParams struct {
-	OrgID     pguuid.UUID
+	OrgID     pgtype.UUID
 	Key       string
-	SeenToken pguuid.UUID
+	SeenToken pgtype.UUID
 }
 
 // DeleteSeen makes room for the record of a transaction: it deletes one that has
@@ -258,9 +434,9 @@ WHERE r.org_id = $2 AND r.key = $3 AND r.token = $4 AND r.completed_at IS NULL
 
 type ExtendParams struct {
 	Lease time.Duration
-	OrgID pguuid.UUID
+	OrgID pgtype.UUID
 	Key   string
-	Token pguuid.UUID
+	Token pgtype.UUID
 }
 
 // Extend moves the lease of a running attempt on, counted from now.
@@ -285,7 +461,7 @@ WHERE r.org_id = $1 AND r.key = $2 AND r.completed_at IS NOT NULL AND r.expires_
 `
 
 type GetRecordParams struct {
-	OrgID pguuid.UUID
+	OrgID pgtype.UUID
 	Key   string
 }
 
@@ -327,8 +503,8 @@ INSERT INTO /*tenant.*/idempotency_records AS r (
 
 type InsertCompletedParams struct {
 	Ttl             time.Duration
-	Token           pguuid.UUID
-	OrgID           pguuid.UUID
+	Token           pgtype.UUID
+	OrgID           pgtype.UUID
 	Attempt         int32
 	ResponseStatus  int32
 	ResponseKept    bool
@@ -363,7 +539,7 @@ WHERE r.org_id = $1 AND r.key = $2 AND r.completed_at IS NULL AND NOT r.awaited
 `
 
 type MarkAwaitedParams struct {
-	OrgID pguuid.UUID
+	OrgID pgtype.UUID
 	Key   string
 }
 
@@ -375,6 +551,19 @@ func (q *Queries) MarkAwaited(ctx context.Context, arg MarkAwaitedParams) (int64
 		return 0, err
 	}
 	return result.RowsAffected(), nil
+}
+
+const planForKeys = `-- name: PlanForKeys :exec
+SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
+       set_config('enable_mergejoin', 'off', true)
+`
+
+// PlanForKeys has the statements for many keys that come after it in the transaction
+// planned for the table's primary key, which is right for a table of every size: one that
+// was small when a plan was made and kept may have grown since.
+func (q *Queries) PlanForKeys(ctx context.Context) error {
+	_, err := q.db.Exec(ctx, planForKeys)
+	return err
 }
 
 const putRecord = `-- name: PutRecord :exec
@@ -403,8 +592,8 @@ SET created_at = EXCLUDED.created_at, expires_at = EXCLUDED.expires_at, lease_un
 type PutRecordParams struct {
 	CreatedAt       time.Time
 	ExpiresAt       time.Time
-	Token           pguuid.UUID
-	OrgID           pguuid.UUID
+	Token           pgtype.UUID
+	OrgID           pgtype.UUID
 	ResponseStatus  int32
 	ResponseKept    bool
 	Key             string
@@ -443,9 +632,9 @@ RETURNING r.awaited
 `
 
 type ReleaseParams struct {
-	OrgID pguuid.UUID
+	OrgID pgtype.UUID
 	Key   string
-	Token pguuid.UUID
+	Token pgtype.UUID
 }
 
 // Release removes the record of a first attempt that ends without an outcome and
@@ -465,10 +654,10 @@ RETURNING r.awaited
 `
 
 type ReleaseKeptParams struct {
-	SpentToken pguuid.UUID
-	OrgID      pguuid.UUID
+	SpentToken pgtype.UUID
+	OrgID      pgtype.UUID
 	Key        string
-	Token      pguuid.UUID
+	Token      pgtype.UUID
 }
 
 // ReleaseKept ends the lease of any other attempt that ends without an outcome, and

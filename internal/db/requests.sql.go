@@ -8,7 +8,7 @@ package db
 import (
 	"context"
 
-	"github.com/pgidem/pgidem/internal/pguuid"
+	"github.com/jackc/pgx/v5/pgtype"
 	"time"
 )
 
@@ -46,8 +46,8 @@ type ClaimInsertRecoverableParams struct {
 	Body        []byte
 	Ttl         time.Duration
 	Lease       time.Duration
-	Token       pguuid.UUID
-	OrgID       pguuid.UUID
+	Token       pgtype.UUID
+	OrgID       pgtype.UUID
 	Key         string
 	RequestHash []byte
 }
@@ -107,11 +107,11 @@ SELECT count(*) FROM taken AS t
 type ClaimInterruptedParams struct {
 	Ttl       time.Duration
 	Lease     time.Duration
-	Token     pguuid.UUID
+	Token     pgtype.UUID
 	Attempt   int32
-	OrgID     pguuid.UUID
+	OrgID     pgtype.UUID
 	Key       string
-	SeenToken pguuid.UUID
+	SeenToken pgtype.UUID
 }
 
 // ClaimInterrupted is ClaimTakeOver for a recovery: of a record that has not expired, for
@@ -167,12 +167,12 @@ SELECT count(*) FROM taken AS t
 type ClaimTakeOverRecoverableParams struct {
 	Ttl         time.Duration
 	Lease       time.Duration
-	Token       pguuid.UUID
+	Token       pgtype.UUID
 	Attempt     int32
 	RequestHash []byte
-	OrgID       pguuid.UUID
+	OrgID       pgtype.UUID
 	Key         string
-	SeenToken   pguuid.UUID
+	SeenToken   pgtype.UUID
 	Method      string
 	Target      []byte
 	Host        []byte
@@ -227,9 +227,9 @@ type CompleteRecoverableParams struct {
 	ResponseKept    bool
 	ResponseHeaders []byte
 	ResponseBody    []byte
-	OrgID           pguuid.UUID
+	OrgID           pgtype.UUID
 	Key             string
-	Token           pguuid.UUID
+	Token           pgtype.UUID
 }
 
 // CompleteRecoverable is Complete for an attempt whose request is kept, and no longer.
@@ -275,15 +275,15 @@ WHERE q.next_at <= now() AND q.expires_at > now() AND NOT q.gave_up
 // DueOrgs lists the tenants with requests to be run again, or given up. It forgets what
 // was kept of a key as that completed, which would look interrupted once the record has
 // expired. The minute spares what is claimed anew at that moment.
-func (q *Queries) DueOrgs(ctx context.Context) ([]pguuid.UUID, error) {
+func (q *Queries) DueOrgs(ctx context.Context) ([]pgtype.UUID, error) {
 	rows, err := q.db.Query(ctx, dueOrgs)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var items []pguuid.UUID
+	var items []pgtype.UUID
 	for rows.Next() {
-		var org_id pguuid.UUID
+		var org_id pgtype.UUID
 		if err := rows.Scan(&org_id); err != nil {
 			return nil, err
 		}
@@ -301,9 +301,9 @@ WHERE q.org_id = $1 AND q.key = $2 AND q.token = $3 AND pg_try_advisory_xact_loc
 `
 
 type ForgetAttemptParams struct {
-	OrgID pguuid.UUID
+	OrgID pgtype.UUID
 	Key   string
-	Token pguuid.UUID
+	Token pgtype.UUID
 }
 
 // ForgetAttempt keeps a request no longer that the attempt with the token has kept, unless
@@ -319,7 +319,7 @@ WHERE q.org_id = $1 AND q.key = $2
 `
 
 type ForgetKeyParams struct {
-	OrgID pguuid.UUID
+	OrgID pgtype.UUID
 	Key   string
 }
 
@@ -337,7 +337,7 @@ WHERE q.org_id = $2 AND q.key = $3 AND q.attempts = $4 AND q.attempts > 0
 
 type GiveBackParams struct {
 	Pause    time.Duration
-	OrgID    pguuid.UUID
+	OrgID    pgtype.UUID
 	Key      string
 	Attempts int32
 }
@@ -360,7 +360,7 @@ WHERE q.org_id = $1 AND q.key = $2 AND q.attempts = $3 AND NOT q.gave_up
 `
 
 type GiveUpParams struct {
-	OrgID    pguuid.UUID
+	OrgID    pgtype.UUID
 	Key      string
 	Attempts int32
 }
@@ -418,7 +418,7 @@ type GiveUpDeadParams struct {
 }
 
 type GiveUpDeadRow struct {
-	OrgID    pguuid.UUID
+	OrgID    pgtype.UUID
 	Key      string
 	Attempts int32
 	Method   string
@@ -464,7 +464,7 @@ SELECT EXISTS (
 `
 
 type HasRequestParams struct {
-	OrgID       pguuid.UUID
+	OrgID       pgtype.UUID
 	Key         string
 	RequestHash []byte
 }
@@ -511,8 +511,8 @@ type KeepRequestParams struct {
 	Ttl         time.Duration
 	Lease       time.Duration
 	LockKey     int64
-	Token       pguuid.UUID
-	OrgID       pguuid.UUID
+	Token       pgtype.UUID
+	OrgID       pgtype.UUID
 	Key         string
 	RequestHash []byte
 	Method      string
@@ -558,15 +558,15 @@ WHERE q.org_id = $1 AND q.key = $2 AND q.request_hash = $3 AND q.expires_at > no
 `
 
 type KeptByParams struct {
-	OrgID       pguuid.UUID
+	OrgID       pgtype.UUID
 	Key         string
 	RequestHash []byte
 }
 
 // KeptBy tells which attempt has kept a request.
-func (q *Queries) KeptBy(ctx context.Context, arg KeptByParams) (pguuid.UUID, error) {
+func (q *Queries) KeptBy(ctx context.Context, arg KeptByParams) (pgtype.UUID, error) {
 	row := q.db.QueryRow(ctx, keptBy, arg.OrgID, arg.Key, arg.RequestHash)
-	var token pguuid.UUID
+	var token pgtype.UUID
 	err := row.Scan(&token)
 	return token, err
 }
@@ -616,7 +616,7 @@ type PickRequestsParams struct {
 }
 
 type PickRequestsRow struct {
-	OrgID       pguuid.UUID
+	OrgID       pgtype.UUID
 	Key         string
 	RequestHash []byte
 	Attempts    int32
@@ -685,10 +685,10 @@ SELECT c.awaited FROM released AS c
 `
 
 type ReleaseKeptRecoverableParams struct {
-	SpentToken pguuid.UUID
-	OrgID      pguuid.UUID
+	SpentToken pgtype.UUID
+	OrgID      pgtype.UUID
 	Key        string
-	Token      pguuid.UUID
+	Token      pgtype.UUID
 }
 
 // ReleaseKeptRecoverable is ReleaseKept for an attempt whose request is kept, and no
@@ -724,9 +724,9 @@ SELECT c.awaited FROM released AS c
 `
 
 type ReleaseRecoverableParams struct {
-	OrgID pguuid.UUID
+	OrgID pgtype.UUID
 	Key   string
-	Token pguuid.UUID
+	Token pgtype.UUID
 }
 
 // ReleaseRecoverable is Release for an attempt whose request is kept, and no longer.

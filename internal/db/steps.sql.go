@@ -9,7 +9,7 @@ import (
 	"context"
 	"time"
 
-	"github.com/pgidem/pgidem/internal/pguuid"
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 const loadLockedStep = `-- name: LoadLockedStep :one
@@ -32,7 +32,7 @@ SELECT EXISTS (
 type LoadLockedStepParams struct {
 	Pid         int32
 	LockKey     int64
-	OrgID       pguuid.UUID
+	OrgID       pgtype.UUID
 	Key         string
 	RequestHash []byte
 	Name        string
@@ -73,9 +73,9 @@ WHERE r.org_id = $2 AND r.key = $3 AND r.token = $4 AND r.completed_at IS NULL
 
 type LoadStepParams struct {
 	Name  string
-	OrgID pguuid.UUID
+	OrgID pgtype.UUID
 	Key   string
-	Token pguuid.UUID
+	Token pgtype.UUID
 }
 
 // LoadStep reads the result of a step, for the attempt in progress that holds the
@@ -117,8 +117,8 @@ RETURNING s.result
 type SaveLockedStepParams struct {
 	ClaimedAt   time.Time
 	Ttl         time.Duration
-	Token       pguuid.UUID
-	OrgID       pguuid.UUID
+	Token       pgtype.UUID
+	OrgID       pgtype.UUID
 	Key         string
 	RequestHash []byte
 	Name        string
@@ -162,9 +162,9 @@ RETURNING s.result
 type SaveStepParams struct {
 	Name   string
 	Result []byte
-	OrgID  pguuid.UUID
+	OrgID  pgtype.UUID
 	Key    string
-	Token  pguuid.UUID
+	Token  pgtype.UUID
 }
 
 // SaveStep stores the result of a step under the token of the attempt in progress. The

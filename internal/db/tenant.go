@@ -34,6 +34,15 @@ func (t *Texts) Bind(db DBTX, quotedSchema string) Tenant {
 	return Tenant{db: db, schema: quotedSchema, texts: t}
 }
 
+// Schema returns the quoted name of the schema.
+func (t Tenant) Schema() string { return t.schema }
+
+// statement returns s with the text of sql in the tenant's schema.
+func (t Tenant) statement(sql string, s Statement) (_ Statement, err error) {
+	s.sql, err = t.texts.in(t.schema, sql)
+	return s, err
+}
+
 // Exec implements [DBTX].
 func (t Tenant) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
 	text, err := t.texts.in(t.schema, sql)

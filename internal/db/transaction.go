@@ -4,17 +4,17 @@ import (
 	"context"
 	"errors"
 
-	"github.com/pgidem/pgidem/internal/pguuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // Entered is what [Tenant.EnterSelect] has found.
 type Entered struct {
 	EnterTenantRow
 	Record ClaimSelectRow
-	Found  bool      // a record
-	KeptBy pguuid.UUID // the nil UUID where no request is kept, or was not asked for
+	Found  bool        // a record
+	KeptBy pgtype.UUID // the nil UUID where no request is kept, or was not asked for
 }
 
 // EnterSelect begins a transaction and runs [Queries.EnterTenant], [Queries.ClaimSelect]
@@ -47,7 +47,7 @@ func (t Tenant) EnterSelect(ctx context.Context, b Batcher, options pgx.TxOption
 	if err := results.QueryRow().Scan(&e.SearchPath, &e.Locked, &e.Began, &e.Pid); err != nil {
 		return nil, e, err
 	}
-	if e.Record, err = scanClaimRow(results.QueryRow()); err != nil && !errors.Is(err, pgx.ErrNoRows) {
+	if err = results.QueryRow().Scan(e.Record.dest()...); err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return nil, e, err
 	}
 	e.Found = err == nil

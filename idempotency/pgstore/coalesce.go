@@ -1,0 +1,203 @@
+package pgstore
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgidem/pgidem/internal/db"
+)
+
+// coalescer runs the statements of many requests on few connections: while as many runs
+// as it allows are under way, what comes gathers, and the first run that ends makes room
+// for all of that at once, in one round trip and one transaction. What comes when there is
+// room goes at once and by itself, so nothing ever waits for company.
+//
+// A statement that fails takes the others of its transaction with it; they are then run
+// again, each by itself. The schema that it was of goes by itself for a while.
+type coalescer struct {
+	pool  *pgxpool.Pool
+	limit int // of runs at once
+
+	mu      sync.Mutex
+	running int
+	waiting []*call
+	aside   map[string]time.Time // schemas that go by themselves, until when
+}
+
+const (
+	maxCoalesced      = 128              // calls in one transaction
+	maxCoalescedBytes = 1 << 20          // of their arguments, more or less
+	asideFor          = 10 * time.Second // after a failure
+	maxAside          = 1024             // schemas
+	defaultPatience   = 5 * time.Second  // with many together, where the caller sets no bound
+)
+
+// call is an operation and its way through a coalescer.
+type call struct {
+	op     db.KeyOp
+	schema string
+	bytes  int
+
+	ready chan []*call // gets all that is to be run, by whom that falls to; nil to the others when it has been
+	alone bool         // it has had no effect, and is to be run by itself
+}
+
+// do does op: by itself, or with others. bytes is about what its arguments take.
+func (co *coalescer) do(ctx context.Context, schema string, op db.KeyOp, bytes int) error {
+	c := &call{op: op, schema: schema, bytes: bytes}
+	switch co.enter(c) {
+	case placeFree:
+		defer co.leave()
+		return co.runAlone(ctx, c)
+	case placeAside:
+		return co.runAlone(ctx, c)
+	}
+	select {
+	case together := <-c.ready:
+		co.lead(ctx, together)
+	case <-ctx.Done():
+		if co.forget(c) {
+			return ctx.Err()
+		}
+		co.lead(ctx, <-c.ready)
+	}
+	if !c.alone {
+		return nil
+	}
+	err := co.runAlone(ctx, c)
+	if err != nil {
+		co.setAside(c)
+	}
+	return err
+}
+
+// place is where a call goes.
+type place int
+
+const (
+	placeFree place = iota
+	placeAside
+	placeInLine
+)
+
+// enter finds a place for the call.
+func (co *coalescer) enter(c *call) place {
+	co.mu.Lock()
+	defer co.mu.Unlock()
+	switch {
+	case len(co.aside) > 0 && co.isAside(c.schema):
+		return placeAside
+	case co.running < co.limit:
+		co.running++
+		return placeFree
+	}
+	c.ready = make(chan []*call, 1)
+	co.waiting = append(co.waiting, c)
+	return placeInLine
+}
+
+// leave makes room for those who wait: the first of them leads.
+func (co *coalescer) leave() {
+	co.mu.Lock()
+	defer co.mu.Unlock()
+	if len(co.waiting) == 0 {
+		co.running--
+		return
+	}
+	n, size := 0, 0
+	for n < min(len(co.waiting), maxCoalesced) && (n == 0 || size+co.waiting[n].bytes <= maxCoalescedBytes) {
+		size += co.waiting[n].bytes
+		n++
+	}
+	together := slices.Clone(co.waiting[:n])
+	co.waiting = slices.Delete(co.waiting, 0, n)
+	together[0].ready <- together
+}
+
+// forget takes a call that nobody has begun to run out of the line.
+func (co *coalescer) forget(c *call) bool {
+	co.mu.Lock()
+	defer co.mu.Unlock()
+	i := slices.Index(co.waiting, c)
+	if i < 0 {
+		return false
+	}
+	co.waiting = slices.Delete(co.waiting, i, i+1)
+	return true
+}
+
+// lead runs calls together, if there are any.
+func (co *coalescer) lead(ctx context.Context, together []*call) {
+	if len(together) == 0 {
+		return
+	}
+	defer co.leave()
+	for _, c := range together {
+		c.alone = true // until it has been run
+	}
+	defer func() {
+		for _, c := range together[1:] { // the first leads
+			c.ready <- nil
+		}
+	}()
+	if co.runTogether(ctx, together) != nil {
+		return
+	}
+	for _, c := range together {
+		c.alone = false
+	}
+}
+
+// runTogether runs the calls in one transaction. It is not bound to the request of which
+// it is called, but for how long it may take: the rest is for each by itself.
+func (co *coalescer) runTogether(ctx context.Context, together []*call) error {
+	patience := defaultPatience
+	if deadline, ok := ctx.Deadline(); ok {
+		patience = time.Until(deadline) / 2
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
+	ops := make([]db.KeyOp, len(together))
+	for i, c := range together {
+		ops[i] = c.op
+	}
+	statements, err := db.Together(ops)
+	if err != nil {
+		return err
+	}
+	return db.Run(ctx, co.pool, statements...)
+}
+
+// runAlone runs a call by itself.
+func (co *coalescer) runAlone(ctx context.Context, c *call) error {
+	statements, err := c.op.Statements()
+	if err != nil {
+		return err
+	}
+	return db.Run(ctx, co.pool, statements...)
+}
+
+func (co *coalescer) isAside(schema string) bool {
+	until, ok := co.aside[schema]
+	if ok && time.Now().After(until) {
+		delete(co.aside, schema)
+		return false
+	}
+	return ok
+}
+
+func (co *coalescer) setAside(c *call) {
+	co.mu.Lock()
+	defer co.mu.Unlock()
+	if len(co.aside) >= maxAside {
+		clear(co.aside)
+	}
+	if co.aside == nil {
+		co.aside = make(map[string]time.Time)
+	}
+	co.aside[c.schema] = time.Now().Add(asideFor)
+}
