@@ -193,3 +193,7 @@ WHERE r.org_id = @org_id AND r.key = @key;
 -- was small when a plan was made and kept may have grown since.
 SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
        set_config('enable_mergejoin', 'off', true);
+
+-- name: RelaxCommit :exec
+-- RelaxCommit has the transaction's commit not wait for the disk.
+SELECT set_config('synchronous_commit', 'off', true);

@@ -2,6 +2,8 @@ package pgstore
 
 import (
 	"fmt"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/pgidem/pgidem/idempotency"
 )
@@ -18,6 +20,8 @@ func checkKey(key, hash string) error {
 	switch {
 	case key == "" || len(key) > maxKeyBytes:
 		return fmt.Errorf("%w: a key of %d bytes; give 1 to %d", idempotency.ErrStoreRefused, len(key), maxKeyBytes)
+	case !utf8.ValidString(key) || strings.Contains(key, "\x00"):
+		return fmt.Errorf("%w: a key that is no text; give UTF-8 without the byte 0", idempotency.ErrStoreRefused)
 	case len(hash) > maxHashBytes:
 		return fmt.Errorf("%w: a fingerprint of %d bytes; give at most %d", idempotency.ErrStoreRefused, len(hash), maxHashBytes)
 	}

@@ -19,8 +19,9 @@ import (
 // A statement that fails takes the others of its transaction with it; they are then run
 // again, each by itself. The schema that it was of goes by itself for a while.
 type coalescer struct {
-	pool  *pgxpool.Pool
-	limit int // of runs at once
+	pool    *pgxpool.Pool
+	limit   int  // of runs at once
+	relaxed bool // commits do not wait for the disk
 
 	mu      sync.Mutex
 	running int
@@ -54,7 +55,7 @@ func (co *coalescer) do(ctx context.Context, schema string, op db.KeyOp, bytes i
 		defer co.leave()
 		return co.runAlone(ctx, c)
 	case placeAside:
-		return co.runAlone(ctx, c)
+		return co.run(ctx, op.Statements)
 	}
 	select {
 	case together := <-c.ready:
@@ -65,14 +66,10 @@ func (co *coalescer) do(ctx context.Context, schema string, op db.KeyOp, bytes i
 		}
 		co.lead(ctx, <-c.ready)
 	}
-	if !c.alone {
-		return nil
+	if c.alone {
+		return co.runAlone(ctx, c)
 	}
-	err := co.runAlone(ctx, c)
-	if err != nil {
-		co.setAside(c)
-	}
-	return err
+	return nil
 }
 
 // place is where a call goes.
@@ -165,18 +162,25 @@ func (co *coalescer) runTogether(ctx context.Context, together []*call) error {
 	for i, c := range together {
 		ops[i] = c.op
 	}
-	statements, err := db.Together(ops)
+	return co.run(ctx, func() ([]db.Statement, error) { return db.Together(ops) })
+}
+
+// runAlone runs a call by itself. If that fails, so may others of its schema.
+func (co *coalescer) runAlone(ctx context.Context, c *call) error {
+	err := co.run(ctx, c.op.Statements)
+	if err != nil {
+		co.setAside(c)
+	}
+	return err
+}
+
+func (co *coalescer) run(ctx context.Context, of func() ([]db.Statement, error)) error {
+	statements, err := of()
 	if err != nil {
 		return err
 	}
-	return db.Run(ctx, co.pool, statements...)
-}
-
-// runAlone runs a call by itself.
-func (co *coalescer) runAlone(ctx context.Context, c *call) error {
-	statements, err := c.op.Statements()
-	if err != nil {
-		return err
+	if co.relaxed {
+		statements = slices.Insert(statements, 0, db.RelaxCommit())
 	}
 	return db.Run(ctx, co.pool, statements...)
 }

@@ -26,9 +26,13 @@ type Store struct {
 	dir      tenancy.Directory
 	texts    db.Texts
 	listener listener
-	looks    coalescer
-	writes   coalescer
-	seen     *seenKeys
+
+	coalescing int
+	relaxed    bool
+	looks      *coalescer
+	claims     *coalescer
+	outcomes   *coalescer // the same, unless claims are relaxed
+	seen       *seenKeys
 }
 
 var (
@@ -73,7 +77,26 @@ func WithCoalescing(n int) Option {
 		if n < 1 {
 			return fmt.Errorf("WithCoalescing: %d transactions at once; give 1 or more", n)
 		}
-		s.looks.limit, s.writes.limit = n, n
+		s.coalescing = n
+		return nil
+	}
+}
+
+// WithRelaxedClaims has claims not wait until the server's disk has them: their transactions
+// commit with synchronous_commit off. Completions, transactions of [Store.Transactional] and
+// steps are as durable as ever.
+//
+// A crash of the server, not of the service, can then undo the claims of its last moments,
+// three times wal_writer_delay at most (600 ms by default; PostgreSQL 15 documentation,
+// section 30.4), whose outcomes were not yet stored. A service that lives on goes on with
+// such a request, and a retry that comes after the crash does not find it in flight: both
+// run, and only one of them can store its outcome. So this is for handlers whose effects may
+// happen twice at such a moment, or are made once by whom they ask ([idempotency.ChildKey]).
+// Nothing of a request can be undone once its response was sent: its outcome is durable, and
+// with it all that the server's log had before it.
+func WithRelaxedClaims() Option {
+	return func(s *Store) error {
+		s.relaxed = true
 		return nil
 	}
 }
@@ -87,14 +110,18 @@ func New(pool *pgxpool.Pool, dir tenancy.Directory, opts ...Option) (*Store, err
 	case dir == nil:
 		return nil, errors.New("pgstore: the directory is nil; use tenancy.PerOrg or tenancy.Fixed")
 	}
-	limit := int(pool.Config().MaxConns)
-	s := &Store{pool: pool, dir: dir, seen: newSeenKeys()}
-	s.looks, s.writes = coalescer{pool: pool, limit: limit}, coalescer{pool: pool, limit: limit}
+	s := &Store{pool: pool, dir: dir, coalescing: int(pool.Config().MaxConns), seen: newSeenKeys()}
 	s.listener.connect, s.listener.idle = connector(pool), listenIdle
 	for _, opt := range opts {
 		if err := opt(s); err != nil {
 			return nil, fmt.Errorf("pgstore: %w", err)
 		}
+	}
+	s.looks = &coalescer{pool: pool, limit: s.coalescing}
+	s.claims = &coalescer{pool: pool, limit: s.coalescing, relaxed: s.relaxed}
+	s.outcomes = s.claims
+	if s.relaxed {
+		s.outcomes = &coalescer{pool: pool, limit: s.coalescing}
 	}
 	return s, nil
 }
@@ -210,11 +237,11 @@ func (s *Store) firstLook(ctx context.Context, tenant db.Tenant, req idempotency
 			Method: r.method, Target: r.target, Host: r.host, Pattern: r.pattern,
 			PathValues: r.pathValues, Headers: r.headers, Body: r.body,
 		})
-		err = s.writes.do(ctx, tenant.Schema(), claim, len(r.headers)+len(r.body))
+		err = s.claims.do(ctx, tenant.Schema(), claim, len(r.headers)+len(r.body))
 		return claim.Claimed, claim.Row, claim.Found, s.outdatedOrMissing(ctx, tenant, req.OrgID, err)
 	}
 	claim := tenant.Claim(insert, s.seen.expectStrangers())
-	if err = s.writes.do(ctx, tenant.Schema(), claim, 0); err != nil {
+	if err = s.claims.do(ctx, tenant.Schema(), claim, 0); err != nil {
 		return false, row, false, err
 	}
 	if !known {
@@ -303,7 +330,7 @@ func (s *Store) Complete(ctx context.Context, c idempotency.Claim, rec *idempote
 		ResponseHeaders: encodeHeaders(rec), ResponseBody: rec.ResponseBody,
 		OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token),
 	}, c.Kept)
-	err = s.writes.do(ctx, tenant.Schema(), completion, len(rec.ResponseBody))
+	err = s.outcomes.do(ctx, tenant.Schema(), completion, len(rec.ResponseBody))
 	switch {
 	case err != nil && c.Kept:
 		err = asOutdated(err)

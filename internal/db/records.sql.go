@@ -620,6 +620,16 @@ func (q *Queries) PutRecord(ctx context.Context, arg PutRecordParams) error {
 	return err
 }
 
+const relaxCommit = `-- name: RelaxCommit :exec
+SELECT set_config('synchronous_commit', 'off', true)
+`
+
+// RelaxCommit has the transaction's commit not wait for the disk.
+func (q *Queries) RelaxCommit(ctx context.Context) error {
+	_, err := q.db.Exec(ctx, relaxCommit)
+	return err
+}
+
 const release = `-- name: Release :one
 DELETE FROM /*tenant.*/idempotency_records AS r
 WHERE r.org_id = $1 AND r.key = $2 AND r.token = $3 AND r.completed_at IS NULL AND r.attempt = 1

@@ -25,6 +25,9 @@ type Statement struct {
 	onNone func()                  // for a statement of one row that has none
 }
 
+// RelaxCommit is [Queries.RelaxCommit].
+func RelaxCommit() Statement { return Statement{sql: relaxCommit} }
+
 // Run runs statements in one round trip and one transaction. After an error none of them
 // has had an effect, unless the error leaves open what became of the transaction.
 func Run(ctx context.Context, db interface {

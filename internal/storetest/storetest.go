@@ -48,9 +48,9 @@ func NewTenant(t testing.TB, pool *pgxpool.Pool) uuid.UUID {
 }
 
 // NewStore returns a store over the pool.
-func NewStore(t testing.TB, pool *pgxpool.Pool) *pgstore.Store {
+func NewStore(t testing.TB, pool *pgxpool.Pool, opts ...pgstore.Option) *pgstore.Store {
 	t.Helper()
-	store, err := pgstore.New(pool, PerOrg)
+	store, err := pgstore.New(pool, PerOrg, opts...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,15 +83,15 @@ type store struct {
 }
 
 // Suite returns what the suites of idempotencytest need to run over the pool.
-func Suite(pool *pgxpool.Pool) (newStore func(testing.TB) idempotency.Store, opts []idempotencytest.Option) {
-	return SuiteBehind(pool, pool)
+func Suite(pool *pgxpool.Pool, storeOpts ...pgstore.Option) (newStore func(testing.TB) idempotency.Store, opts []idempotencytest.Option) {
+	return SuiteBehind(pool, pool, storeOpts...)
 }
 
 // SuiteBehind is Suite over a pool whose connections lead through a pooler, with a pool of
 // direct ones for what that cannot do.
-func SuiteBehind(pool, direct *pgxpool.Pool) (newStore func(testing.TB) idempotency.Store, opts []idempotencytest.Option) {
+func SuiteBehind(pool, direct *pgxpool.Pool, storeOpts ...pgstore.Option) (newStore func(testing.TB) idempotency.Store, opts []idempotencytest.Option) {
 	newStore = func(t testing.TB) idempotency.Store {
-		s, err := pgstore.New(pool, PerOrg, pgstore.WithListenConfig(direct.Config().ConnConfig))
+		s, err := pgstore.New(pool, PerOrg, append(storeOpts, pgstore.WithListenConfig(direct.Config().ConnConfig))...)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,0 +1,438 @@
+package pgstore_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgidem/pgidem/idempotency"
+	"github.com/pgidem/pgidem/idempotency/idempotencytest"
+	"github.com/pgidem/pgidem/idempotency/pgstore"
+	"github.com/pgidem/pgidem/internal/pgtest"
+	"github.com/pgidem/pgidem/internal/storetest"
+	"github.com/pgidem/pgidem/tenancy"
+)
+
+// TestConformanceCoalesced: the same contract, with one transaction at a time for all.
+func TestConformanceCoalesced(t *testing.T) {
+	t.Parallel()
+	newStore, opts := storetest.Suite(pgtest.NewPool(t), pgstore.WithCoalescing(1))
+	idempotencytest.TestStore(t, newStore, opts...)
+}
+
+// modeStore returns a store over connections of its own in a query mode.
+func modeStore(t *testing.T, pool *pgxpool.Pool, mode pgx.QueryExecMode, opts ...pgstore.Option) *pgstore.Store {
+	t.Helper()
+	cfg := pool.Config()
+	cfg.ConnConfig.DefaultQueryExecMode = mode
+	p, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	return storetest.NewStore(t, p, opts...)
+}
+
+// TestManyAtOnce: many requests of several tenants, each sent three times at once, are
+// claimed once, and give what was stored of each ever after.
+func TestManyAtOnce(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	orgs := []uuid.UUID{storetest.NewTenant(t, pool), storetest.NewTenant(t, pool), storetest.NewTenant(t, pool)}
+	for _, mode := range []pgx.QueryExecMode{
+		pgx.QueryExecModeCacheStatement, pgx.QueryExecModeCacheDescribe, pgx.QueryExecModeDescribeExec,
+		pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol,
+	} {
+		t.Run(mode.String(), func(t *testing.T) {
+			t.Parallel()
+			store := modeStore(t, pool, mode, pgstore.WithCoalescing(1))
+			const keys = 60
+			var claimed [keys]atomic.Int32
+			all := func(do func(i int, req idempotency.ClaimRequest)) {
+				var wg sync.WaitGroup
+				for i := range keys {
+					for range 3 {
+						wg.Go(func() { do(i, claimRequest(orgs[i%len(orgs)], fmt.Sprint(mode, i))) })
+					}
+				}
+				wg.Wait()
+			}
+			body := func(i int) []byte { return bytes.Repeat([]byte{byte(i)}, i) } // empty for the first
+			all(func(i int, req idempotency.ClaimRequest) {
+				result, err := store.Claim(t.Context(), req)
+				switch {
+				case err != nil:
+					t.Errorf("Claim: %v", err)
+				case result.Outcome == idempotency.OutcomeClaimed:
+					claimed[i].Add(1)
+					rec := &idempotency.Record{ResponseStatus: 200 + i, ResponseBody: body(i), Tombstone: i%7 == 0}
+					if i%2 == 0 {
+						rec.ResponseHeaders = map[string][]string{"X-I": {fmt.Sprint(i)}}
+					}
+					if err := store.Complete(t.Context(), req.Claim, rec); err != nil {
+						t.Errorf("Complete: %v", err)
+					}
+				case result.Outcome != idempotency.OutcomeInFlight && result.Outcome != idempotency.OutcomeCompleted:
+					t.Errorf("Claim: outcome %d", result.Outcome)
+				}
+			})
+			all(func(i int, req idempotency.ClaimRequest) {
+				result, err := store.Claim(t.Context(), req)
+				if err != nil || result.Outcome != idempotency.OutcomeCompleted {
+					t.Errorf("key %d again: %+v, %v", i, result, err)
+					return
+				}
+				rec := result.Record
+				if rec.ResponseStatus != 200+i || !bytes.Equal(rec.ResponseBody, body(i)) || rec.Tombstone != (i%7 == 0) ||
+					(i%2 == 0) != (len(rec.ResponseHeaders["X-I"]) == 1) || rec.RequestHash != req.RequestHash {
+					t.Errorf("key %d again: %+v", i, rec)
+				}
+			})
+			for i := range keys {
+				if n := claimed[i].Load(); n != 1 {
+					t.Errorf("key %d was claimed %d times", i, n)
+				}
+			}
+		})
+	}
+}
+
+// TestCoalescingTakesFewTransactions: what gathers goes together.
+func TestCoalescingTakesFewTransactions(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	org := storetest.NewTenant(t, pool)
+	cfg := pool.Config()
+	trips := &tripCounter{}
+	cfg.ConnConfig.DialFunc = trips.dial(cfg.ConnConfig.DialFunc)
+	cfg.MaxConns = 2
+	counted, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer counted.Close()
+	store := storetest.NewStore(t, counted, pgstore.WithCoalescing(1))
+	warm := claimRequest(org, "warm")
+	mustClaim(t, store, warm, idempotency.OutcomeClaimed)
+	mustComplete(t, store, warm.Claim)
+
+	// The first waits for a lock, and all others for the first.
+	release := lockTable(t, pool, org)
+	before := trips.turns.Load()
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Go(func() {
+			req := claimRequest(org, fmt.Sprint("key-", i))
+			mustClaim(t, store, req, idempotency.OutcomeClaimed)
+		})
+	}
+	waitForLock(t, pool)
+	release()
+	wg.Wait()
+	if n := trips.turns.Load() - before; n > 50 { // a few, for what has gathered by then; each by itself would make 100
+		t.Errorf("100 claims took %d round trips", n)
+	}
+}
+
+// lockTable locks a tenant's table of records against every use, until release is called.
+func lockTable(t *testing.T, pool *pgxpool.Pool, org uuid.UUID) (release func()) {
+	t.Helper()
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var once sync.Once
+	release = func() { once.Do(func() { _ = tx.Rollback(context.Background()) }) }
+	t.Cleanup(release)
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE `+storetest.SchemaOf(t, org).Quoted()+`.idempotency_records`); err != nil {
+		t.Fatal(err)
+	}
+	return release
+}
+
+// TestFailuresAreTheirOwn: what fails of one tenant's requests fails no other's, however
+// they come together.
+func TestFailuresAreTheirOwn(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol} {
+		t.Run(mode.String(), func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.NewPool(t)
+			well, refusing, gone := storetest.NewTenant(t, pool), storetest.NewTenant(t, pool), uuid.New()
+			records := storetest.SchemaOf(t, refusing).Quoted() + ".idempotency_records"
+			for _, sql := range []string{
+				`CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = 'check_violation'; END $$`,
+				`CREATE TRIGGER refuse BEFORE INSERT ON ` + records + ` FOR EACH ROW WHEN (NEW.key LIKE 'bad%') EXECUTE FUNCTION public.refuse()`,
+			} {
+				if _, err := pool.Exec(t.Context(), sql); err != nil {
+					t.Fatal(err)
+				}
+			}
+			store := modeStore(t, pool, mode, pgstore.WithCoalescing(1))
+			var wg sync.WaitGroup
+			attempt := func(org uuid.UUID, key string, want error) {
+				wg.Go(func() {
+					req := claimRequest(org, key)
+					result, err := store.Claim(t.Context(), req)
+					switch {
+					case !errors.Is(err, want):
+						t.Errorf("key %s: %v, want %v", key, err, want)
+					case err == nil && result.Outcome != idempotency.OutcomeClaimed:
+						t.Errorf("key %s: outcome %d", key, result.Outcome)
+					case err == nil:
+						if err := store.Complete(t.Context(), req.Claim, &idempotency.Record{ResponseStatus: 201}); err != nil {
+							t.Errorf("key %s: Complete: %v", key, err)
+						}
+					}
+				})
+			}
+			for i := range 30 {
+				attempt(well, fmt.Sprint("key-", i), nil)
+				attempt(refusing, fmt.Sprint("key-", i), nil)
+				attempt(refusing, fmt.Sprint("bad-", i), idempotency.ErrStoreRefused)
+				attempt(refusing, fmt.Sprint("\x00", i), idempotency.ErrStoreRefused)
+				attempt(gone, fmt.Sprint("key-", i), tenancy.ErrUnknownTenant)
+			}
+			wg.Wait()
+		})
+	}
+}
+
+// TestBlockedTenantBlocksNoOther: while one tenant's table is locked, by a migration say,
+// the requests of others go on.
+func TestBlockedTenantBlocksNoOther(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	free, locked := storetest.NewTenant(t, pool), storetest.NewTenant(t, pool)
+	cfg := pool.Config()
+	cfg.MaxConns = 16
+	p, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	store := storetest.NewStore(t, p, pgstore.WithCoalescing(1))
+	release := lockTable(t, pool, locked)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second) // of each of the blocked tenant's
+	defer cancel()
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			if _, err := store.Claim(ctx, claimRequest(locked, fmt.Sprint("key-", i))); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("of the locked tenant: %v", err)
+			}
+		})
+	}
+	waitForLock(t, pool)
+	for i := range 50 {
+		wg.Go(func() {
+			req := claimRequest(free, fmt.Sprint("key-", i))
+			one, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			if result, err := store.Claim(one, req); err != nil || result.Outcome != idempotency.OutcomeClaimed {
+				t.Errorf("of the free tenant: %+v, %v", result, err)
+			}
+		})
+	}
+	wg.Wait()
+	release()
+	mustClaim(t, store, claimRequest(locked, "afterwards"), idempotency.OutcomeClaimed)
+}
+
+// TestCallersThatLeave: who waits in line and gives up takes nothing along.
+func TestCallersThatLeave(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	org := storetest.NewTenant(t, pool)
+	store := storetest.NewStore(t, pool, pgstore.WithCoalescing(2))
+	for round := range 20 {
+		var wg sync.WaitGroup
+		for i := range 40 {
+			wg.Go(func() {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				if i%2 == 0 {
+					time.AfterFunc(rand.N(3*time.Millisecond), cancel)
+				}
+				req := claimRequest(org, fmt.Sprint("key-", round, "-", i))
+				result, err := store.Claim(ctx, req)
+				switch {
+				case err != nil && i%2 != 0:
+					t.Errorf("one that stayed: %v", err)
+				case err != nil: // left, and the claim may stand: the same token finds out
+					mustClaim(t, store, req, idempotency.OutcomeClaimed)
+				case result.Outcome != idempotency.OutcomeClaimed:
+					t.Errorf("outcome %d", result.Outcome)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	var n int
+	if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM `+storetest.SchemaOf(t, org).Quoted()+`.idempotency_records`).Scan(&n); err != nil || n != 800 {
+		t.Errorf("%d records, %v; want 800", n, err)
+	}
+}
+
+// TestNoDeadlocks: processes that claim and complete the same keys in all orders never wait
+// for each other in a circle.
+func TestNoDeadlocks(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	orgs := []uuid.UUID{storetest.NewTenant(t, pool), storetest.NewTenant(t, pool)}
+	stores := []*pgstore.Store{
+		storetest.NewStore(t, pool, pgstore.WithCoalescing(2)), storetest.NewStore(t, pool, pgstore.WithCoalescing(2)),
+	}
+	const keys = 40
+	var claimed atomic.Int32
+	for range 10 {
+		var wg sync.WaitGroup
+		for _, store := range stores {
+			for _, i := range rand.Perm(keys) {
+				wg.Go(func() {
+					req := claimRequest(orgs[i%2], fmt.Sprint("key-", i))
+					result, err := store.Claim(t.Context(), req)
+					if err == nil && result.Outcome == idempotency.OutcomeClaimed {
+						claimed.Add(1)
+						err = store.Complete(t.Context(), req.Claim, &idempotency.Record{ResponseStatus: 201})
+					}
+					if err != nil {
+						t.Error(err)
+					}
+				})
+			}
+		}
+		wg.Wait()
+		for _, org := range orgs {
+			if err := stores[0].Clear(t.Context(), org); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var deadlocks int
+	if err := pool.QueryRow(t.Context(), `SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`).Scan(&deadlocks); err != nil || deadlocks > 0 {
+		t.Errorf("%d deadlocks, %v", deadlocks, err)
+	}
+	if n := claimed.Load(); n != 10*keys {
+		t.Errorf("%d claims, want %d", n, 10*keys)
+	}
+}
+
+// TestRelaxedClaims: a claim's transaction alone commits without waiting for the disk.
+func TestRelaxedClaims(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	org := storetest.NewTenant(t, pool)
+	for _, sql := range []string{
+		`CREATE TABLE public.commits (op text, key text, setting text)`,
+		`CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+			INSERT INTO public.commits VALUES (TG_OP, NEW.key, current_setting('synchronous_commit')); RETURN NULL; END $$`,
+		`CREATE TRIGGER note AFTER INSERT OR UPDATE ON ` + storetest.SchemaOf(t, org).Quoted() + `.idempotency_records FOR EACH ROW EXECUTE FUNCTION public.note()`,
+	} {
+		if _, err := pool.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run := func(name string, opts ...pgstore.Option) {
+		store := storetest.NewStore(t, pool, append(opts, pgstore.WithCoalescing(1))...)
+		var wg sync.WaitGroup
+		for i := range 20 { // by themselves, and together
+			wg.Go(func() {
+				req := claimRequest(org, fmt.Sprint(name, i))
+				mustClaim(t, store, req, idempotency.OutcomeClaimed)
+				mustComplete(t, store, req.Claim)
+			})
+		}
+		wg.Wait()
+	}
+	run("strict")
+	run("relaxed", pgstore.WithRelaxedClaims())
+	rows, _ := pool.Query(t.Context(), `SELECT DISTINCT translate(key, '0123456789', '') || ' ' || op || ' ' || setting FROM public.commits ORDER BY 1`)
+	got, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	want := []string{"relaxed INSERT off", "relaxed UPDATE on", "strict INSERT on", "strict UPDATE on"}
+	if err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("%q, %v; want %q", got, err, want)
+	}
+}
+
+// TestReplaysElsewhere: a process that has not seen the first request needs a second round
+// trip for the first retry that it meets, and one for those that follow.
+func TestReplaysElsewhere(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	org := storetest.NewTenant(t, pool)
+	first := storetest.NewStore(t, pool)
+	for i := range 10 {
+		req := claimRequest(org, fmt.Sprint("key-", i))
+		mustClaim(t, first, req, idempotency.OutcomeClaimed)
+		mustComplete(t, first, req.Claim)
+	}
+	cfg := pool.Config()
+	cfg.MaxConns = 1
+	trips := &tripCounter{}
+	cfg.ConnConfig.DialFunc = trips.dial(cfg.ConnConfig.DialFunc)
+	counted, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer counted.Close()
+	second := storetest.NewStore(t, counted)
+	var took []int64
+	for i := range 10 {
+		before := trips.turns.Load()
+		mustClaim(t, second, claimRequest(org, fmt.Sprint("key-", i)), idempotency.OutcomeCompleted)
+		took = append(took, trips.turns.Load()-before)
+	}
+	for _, n := range took[2:] { // statements are prepared before
+		if n != 1 {
+			t.Errorf("round trips of each replay: %d", took)
+		}
+	}
+}
+
+// TestBodiesAreCompressed by lz4, where the server has it.
+func TestBodiesAreCompressed(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	var offered bool
+	if err := pool.QueryRow(t.Context(), `SELECT 'lz4' = ANY (enumvals) FROM pg_settings WHERE name = 'default_toast_compression'`).Scan(&offered); err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		t.Fatal(err)
+	}
+	org := storetest.NewTenant(t, pool)
+	store := storetest.NewStore(t, pool)
+	req := claimRequest(org, "key")
+	mustClaim(t, store, req, idempotency.OutcomeClaimed)
+	body := []byte(strings.Repeat(`{"id":12345,"amount":1200},`, 2500))
+	if err := store.Complete(t.Context(), req.Claim, &idempotency.Record{ResponseStatus: 201, ResponseBody: body}); err != nil {
+		t.Fatal(err)
+	}
+	if rec := mustClaim(t, store, claimRequest(org, "key"), idempotency.OutcomeCompleted).Record; !bytes.Equal(rec.ResponseBody, body) {
+		t.Error("the body has changed")
+	}
+	if !offered {
+		return
+	}
+	var method *string
+	if err := pool.QueryRow(t.Context(), `SELECT pg_column_compression(response_body) FROM `+storetest.SchemaOf(t, org).Quoted()+`.idempotency_records`).Scan(&method); err != nil || method == nil || *method != "lz4" {
+		t.Errorf("compressed by %v, %v", method, err)
+	}
+}
+
+// TestCoalescingOptions: what cannot work is found when the service is wired.
+func TestCoalescingOptions(t *testing.T) {
+	t.Parallel()
+	if _, err := pgstore.New(pgtest.NewPool(t), storetest.PerOrg, pgstore.WithCoalescing(0)); err == nil || !strings.Contains(err.Error(), "WithCoalescing") {
+		t.Errorf("%v", err)
+	}
+}
