@@ -128,7 +128,7 @@ func (b *bench) start(ctx context.Context) error {
 		return err
 	}
 	cmd := exec.CommandContext(ctx, exe)
-	cmd.Env = append(os.Environ(), serveEnv+"="+b.databaseURL, connsEnv+"="+strconv.Itoa(b.conns), coalesceEnv+"="+strconv.Itoa(b.coalesce))
+	cmd.Env = append(os.Environ(), serveEnv+"="+b.databaseURL, connsEnv+"="+strconv.Itoa(b.conns), coalesceEnv+"="+strconv.Itoa(b.few))
 	cmd.Stderr = os.Stderr
 	if b.hold, err = cmd.StdinPipe(); err != nil {
 		return err

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -145,7 +146,7 @@ func load(ctx context.Context, b *bench, w work) (result, error) {
 	)
 	run := uuid.NewString()[:8]
 	started := time.Now()
-	for n := range b.clients {
+	for n := range cmp.Or(w.clients, b.clients) {
 		wg.Go(func() {
 			latencies, err := b.loadOne(ctx, w, path, started, fmt.Sprintf("%s-%d-", run, n), &first)
 			if err != nil {
@@ -246,10 +247,11 @@ func (s *storm) next() string {
 }
 
 func prefilledKey(w work, n int) string {
+	size := "-small-"
 	if w.large {
-		return "large-" + strconv.Itoa(n)
+		size = "-large-"
 	}
-	return "small-" + strconv.Itoa(n)
+	return w.mode + size + strconv.Itoa(n) // a key belongs to the path that it was sent to
 }
 
 // prefill makes the records that a work replays.

@@ -30,7 +30,7 @@ type settings struct {
 	clients  int
 	conns    int
 	works    []work
-	coalesce int
+	few      int
 	json     bool
 	profile  string // folder for CPU profiles of the service, or empty
 }
@@ -66,13 +66,13 @@ func parse(args []string) (settings, error) {
 	flags.IntVar(&s.rounds, "rounds", 3, "how often each work is measured")
 	flags.IntVar(&s.clients, "clients", 16, "keep-alive clients, each with one request at a time")
 	flags.IntVar(&s.conns, "conns", 16, "connections to the database, of the service and of pgbench")
-	flags.IntVar(&s.coalesce, "coalesce", 0, "pgstore.WithCoalescing of the service (default 0: the store's own)")
+	flags.IntVar(&s.few, "few", 2, "pgstore.WithCoalescing of the works with few transactions at once")
 	flags.BoolVar(&s.json, "json", false, "print the medians as JSON lines")
 	flags.StringVar(&s.profile, "profile", "", "a folder for a CPU profile of the service in each work's last round")
 	names := flags.String("work", "", "works to measure, separated by commas (default all): "+strings.Join(workNames(), ", "))
 	_ = flags.Parse(args) // ends the program instead
-	if s.duration < 100*time.Millisecond || s.rounds < 1 || s.clients < 1 || s.conns < 1 || flags.NArg() > 0 {
-		return s, errors.New("give a duration of 100ms or more, rounds, clients and conns of 1 or more, and no other arguments")
+	if s.duration < 100*time.Millisecond || s.rounds < 1 || s.clients < 1 || s.conns < 1 || s.few < 1 || flags.NArg() > 0 {
+		return s, errors.New("give a duration of 100ms or more, rounds, clients, conns and few of 1 or more, and no other arguments")
 	}
 	if *names == "" {
 		s.works = works

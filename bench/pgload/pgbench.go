@@ -36,6 +36,7 @@ const (
 		`UPDATE pairs SET status = 201, body = '{"id":12345}' WHERE org_id = '6ba7b810-9dad-11d1-80b4-00c04fd430c8' AND key = 'key-' || :n;
 `
 	txScript = keyOfScript + `BEGIN;
+SELECT pg_try_advisory_xact_lock(:n);
 INSERT INTO payments (amount) VALUES (1200) RETURNING id;
 INSERT INTO pairs (org_id, key, token, request_hash, expires_at, lease_until, status, body) VALUES ('6ba7b810-9dad-11d1-80b4-00c04fd430c8', 'key-' || :n, '6ba7b811-9dad-11d1-80b4-00c04fd430c8', '\x000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f', now() + '1 day', now(), 201, '{"id":12345}');
 COMMIT;

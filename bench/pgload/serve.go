@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -69,21 +70,30 @@ func serve() error {
 	if err != nil {
 		return err
 	}
-	var opts []pgstore.Option
-	if n, _ := strconv.Atoi(os.Getenv(coalesceEnv)); n > 0 {
-		opts = append(opts, pgstore.WithCoalescing(n))
-	}
-	store, err := pgstore.New(pool, tenants, opts...)
+	few, err := strconv.Atoi(os.Getenv(coalesceEnv))
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", coalesceEnv, err)
 	}
-	defer store.Close()
 	quiet := idempotency.WithLogger(slog.New(slog.DiscardHandler))
 
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /bare/{size}", answer)
-	mux.Handle("POST /lease/{size}", authenticate(idempotency.Require(store, quiet)(http.HandlerFunc(answer))))
-	mux.Handle("POST /tx/{size}", authenticate(idempotency.Require(store.Transactional(), quiet)(http.HandlerFunc(pay))))
+	for mode, opts := range map[string][]pgstore.Option{
+		"lease":   nil,
+		"apart":   {pgstore.WithCoalescing(math.MaxInt)},
+		"few":     {pgstore.WithCoalescing(few)},
+		"relaxed": {pgstore.WithCoalescing(few), pgstore.WithRelaxedClaims()},
+	} {
+		store, err := pgstore.New(pool, tenants, opts...)
+		if err != nil {
+			return err
+		}
+		defer store.Close()
+		mux.Handle("POST /"+mode+"/{size}", authenticate(idempotency.Require(store, quiet)(http.HandlerFunc(answer))))
+		if mode == "lease" {
+			mux.Handle("POST /tx/{size}", authenticate(idempotency.Require(store.Transactional(), quiet)(http.HandlerFunc(pay))))
+		}
+	}
 	mux.HandleFunc("POST /report", func(w http.ResponseWriter, r *http.Request) {
 		n, err := report(r.Context(), pool)
 		if err != nil {

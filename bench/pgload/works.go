@@ -10,10 +10,11 @@ type work struct {
 
 	script string // of pgbench, or empty
 
-	mode    string // of the service: bare, lease or tx
+	mode    string // of the service: bare, lease, few, apart or tx
 	keys    keys
 	large   bool // responses of 64 KiB
 	tenants int
+	clients int // if not as many as of the other works
 }
 
 // keys says how the requests of a work choose theirs.
@@ -34,16 +35,25 @@ var works = []work{
 
 	{name: "pgbench-pair", what: "pgbench: insert + update, two transactions", script: pairScript},
 	{name: "first", what: "first request, leases", base: "pgbench-pair", mode: "lease", keys: newKey, tenants: 1},
-	{name: "first-100", what: "the same, of 100 tenants", base: "pgbench-pair", mode: "lease", keys: newKey, tenants: 100},
-	{name: "first-1000", what: "the same, of 1,000 tenants", base: "pgbench-pair", mode: "lease", keys: newKey, tenants: 1000},
+	{name: "first-few", what: "the same, few transactions at once", base: "pgbench-pair", mode: "few", keys: newKey, tenants: 1},
+	{name: "first-100", what: "the same, of 100 tenants", base: "pgbench-pair", mode: "few", keys: newKey, tenants: 100},
+	{name: "first-1000", what: "the same, of 1,000 tenants", base: "pgbench-pair", mode: "few", keys: newKey, tenants: 1000},
+	{name: "first-relaxed", what: "the same, of one, with relaxed claims", base: "pgbench-pair", mode: "relaxed", keys: newKey, tenants: 1},
+	{name: "storm", what: "retry storm: each request three times, out of order", base: "pgbench-pair", mode: "few", keys: threeOf, tenants: 1},
 
-	{name: "pgbench-tx", what: "pgbench: business insert + record, one transaction", script: txScript},
+	{name: "first-256-apart", what: "first request, 256 clients, each by itself", base: "pgbench-pair", mode: "apart", keys: newKey, tenants: 1, clients: 256},
+	{name: "first-256", what: "the same, together where there is no connection", base: "pgbench-pair", mode: "lease", keys: newKey, tenants: 1, clients: 256},
+	{name: "first-256-few", what: "the same, few transactions at once", base: "pgbench-pair", mode: "few", keys: newKey, tenants: 1, clients: 256},
+	{name: "first-256-1000", what: "the same, of 1,000 tenants", base: "pgbench-pair", mode: "few", keys: newKey, tenants: 1000, clients: 256},
+
+	{name: "pgbench-tx", what: "pgbench: lock, business insert, record, one transaction", script: txScript},
 	{name: "first-tx", what: "first request, in a transaction with a business insert", base: "pgbench-tx", mode: "tx", keys: newKey, tenants: 1},
 
 	{name: "pgbench-select", what: "pgbench: one select by primary key", script: selectScript},
 	{name: "replay", what: "replay, of 10,000 keys", base: "pgbench-select", mode: "lease", keys: manyKeys, tenants: 1},
-	{name: "replay-hot", what: "replay, of one key", base: "pgbench-select", mode: "lease", keys: oneKey, tenants: 1},
-	{name: "storm", what: "retry storm: each request three times, out of order", base: "pgbench-pair", mode: "lease", keys: threeOf, tenants: 1},
+	{name: "replay-few", what: "the same, few transactions at once", base: "pgbench-select", mode: "few", keys: manyKeys, tenants: 1},
+	{name: "replay-hot", what: "the same, of one key", base: "pgbench-select", mode: "few", keys: oneKey, tenants: 1},
+	{name: "replay-256", what: "the same, of 10,000 keys, 256 clients", base: "pgbench-select", mode: "few", keys: manyKeys, tenants: 1, clients: 256},
 
 	{name: "pgbench-pair-64k", what: "pgbench: the pair with 64 KiB", script: pairLargeScript},
 	{name: "first-64k", what: "first request, response of 64 KiB", base: "pgbench-pair-64k", mode: "lease", keys: newKey, large: true, tenants: 1},
