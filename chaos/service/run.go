@@ -85,7 +85,7 @@ func run(config Config) (err error) {
 
 // handler stands authentication and idempotency in front of the payments.
 func (s *payments) handler(logger *slog.Logger) (http.Handler, *pgstore.Store, error) {
-	leases, err := pgstore.New(s.pool, s.dir)
+	leases, err := pgstore.New(s.pool, s.dir, pgstore.WithCoalescing(2)) // so that many share the fate of a transaction
 	if err != nil {
 		return nil, nil, err
 	}

@@ -14,12 +14,19 @@
 //
 // # How it works
 //
-// A claim takes one round trip: an INSERT that does nothing where there is a
-// record, and a SELECT of that record, in one pipeline. So a replay writes
-// nothing, no dead row and no WAL. Only the take-over of a record that has expired,
-// or whose lease has lapsed, takes a second one. Completing, releasing and
-// extending are one statement each, compare-and-set on the fencing token. The
-// handler runs without holding a connection.
+// A claim takes one round trip. Of a key that this process has not met lately it is an
+// INSERT that does nothing where there is a record; of one that it has, a SELECT of that
+// record, so a replay writes nothing, no dead row and no WAL. Retries that come to another
+// process than their first requests did are met by a second round trip once, and as long as
+// they go on coming by both statements in one. The take-over of a record that has expired,
+// or whose lease has lapsed, takes a second one. Completing, releasing and extending are one
+// statement each, compare-and-set on the fencing token. The handler runs without holding
+// a connection.
+//
+// Claims and completions that would have to wait for a connection wait together, and go in
+// one transaction and one round trip when there is one; so do replays. [WithCoalescing] has
+// them do so earlier. In one transaction, those of one schema are few statements, whatever
+// their number. docs/performance.md has what this is worth.
 //
 // All times are the database's. Every statement names its schema; nothing is ever
 // set on a connection, so the store works behind PgBouncer in transaction mode,
@@ -45,4 +52,10 @@
 //
 // Expired records are deleted by [Purge], which cmd/idem-janitor runs over all
 // tenants.
+//
+// # Durability
+//
+// What a claim, a completion or a step has stored survives a crash of the server as the
+// settings of the server say (synchronous_commit, and fsync). [WithRelaxedClaims] trades
+// the durability of claims, and of nothing else, for the wait for the disk.
 package pgstore

@@ -14,29 +14,26 @@ BEGIN
     IF EXISTS (SELECT 1 FROM pg_constraint WHERE conrelid = 'idempotency_records'::regclass AND conname = 'idempotency_records_tenant_check') THEN
         ALTER TABLE idempotency_records DROP CONSTRAINT idempotency_records_org_id_check; -- the other says more
     END IF;
-    EXECUTE 'ALTER TABLE idempotency_records ALTER COLUMN response_body SET COMPRESSION lz4';
-    EXECUTE 'ALTER TABLE idempotency_requests ALTER COLUMN body SET COMPRESSION lz4';
-    EXECUTE 'ALTER TABLE idempotency_steps ALTER COLUMN result SET COMPRESSION lz4';
+END
+$$;
+-- +goose StatementEnd
+-- +goose StatementBegin
+DO $$
+BEGIN
+    ALTER TABLE idempotency_records ALTER COLUMN response_body SET COMPRESSION lz4;
+    ALTER TABLE idempotency_requests ALTER COLUMN body SET COMPRESSION lz4;
+    ALTER TABLE idempotency_steps ALTER COLUMN result SET COMPRESSION lz4;
 EXCEPTION
-    WHEN feature_not_supported OR syntax_error THEN
-        NULL; -- built without lz4, or older than version 14
+    WHEN feature_not_supported THEN
+        NULL; -- a server built without lz4
 END
 $$;
 -- +goose StatementEnd
 
 -- +goose Down
--- +goose StatementBegin
-DO $$
-BEGIN
-    EXECUTE 'ALTER TABLE idempotency_records ALTER COLUMN response_body SET COMPRESSION default';
-    EXECUTE 'ALTER TABLE idempotency_requests ALTER COLUMN body SET COMPRESSION default';
-    EXECUTE 'ALTER TABLE idempotency_steps ALTER COLUMN result SET COMPRESSION default';
-EXCEPTION
-    WHEN syntax_error THEN
-        NULL;
-END
-$$;
--- +goose StatementEnd
+ALTER TABLE idempotency_records ALTER COLUMN response_body SET COMPRESSION default;
+ALTER TABLE idempotency_requests ALTER COLUMN body SET COMPRESSION default;
+ALTER TABLE idempotency_steps ALTER COLUMN result SET COMPRESSION default;
 -- +goose StatementBegin
 DO $$
 BEGIN

@@ -1,0 +1,216 @@
+package db_test
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgidem/pgidem/internal/db"
+	"github.com/pgidem/pgidem/internal/pgtest"
+	"github.com/pgidem/pgidem/migrations"
+	"github.com/pgidem/pgidem/tenancy"
+)
+
+// newSchema migrates a schema, and returns the statements bound to it and its tenant.
+func newSchema(t *testing.T, pool *pgxpool.Pool) (db.Tenant, uuid.UUID) {
+	t.Helper()
+	dir, err := tenancy.PerOrg("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	org := uuid.New()
+	schema, err := dir.Schema(t.Context(), org)
+	if err == nil {
+		err = migrations.Up(t.Context(), pool.Config().ConnString(), schema)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return new(db.Texts).Bind(pool, schema.Quoted()), org
+}
+
+func runTogether(t *testing.T, pool *pgxpool.Pool, ops []db.KeyOp) error {
+	t.Helper()
+	statements, err := db.Together(ops)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return db.Run(t.Context(), pool, statements...)
+}
+
+// attempt is one at a key.
+type attempt struct {
+	tenant db.Tenant
+	org    uuid.UUID
+	key    string
+	token  uuid.UUID
+}
+
+func (a attempt) claim(ttl time.Duration, look bool) *db.Claim {
+	return a.tenant.Claim(db.ClaimInsertParams{
+		Ttl: ttl, Lease: time.Minute, Token: db.UUID(a.token), OrgID: db.UUID(a.org), Key: a.key, RequestHash: []byte{0},
+	}, look)
+}
+
+func (a attempt) complete(status int, body string) *db.Completion {
+	return a.tenant.Completion(db.CompleteParams{
+		ResponseStatus: int32(status), ResponseKept: true, ResponseBody: []byte(body),
+		OrgID: db.UUID(a.org), Key: a.key, Token: db.UUID(a.token),
+	}, false)
+}
+
+func (a attempt) look() *db.Look {
+	return a.tenant.Look(db.ClaimSelectParams{OrgID: db.UUID(a.org), Key: a.key})
+}
+
+// TestTogether: what is done to many keys in one transaction comes to what is done to each
+// by itself, for few and for many, in one schema and in several.
+func TestTogether(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	one, oneOrg := newSchema(t, pool)
+	two, twoOrg := newSchema(t, pool)
+	for _, n := range []int{1, 3, 4, 50} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			var first, second []attempt
+			for i := range n {
+				key := fmt.Sprint(n, "-", i)
+				first = append(first, attempt{one, oneOrg, key, uuid.New()}, attempt{two, twoOrg, key, uuid.New()})
+				second = append(second, attempt{one, oneOrg, key, uuid.New()}, attempt{two, twoOrg, key, uuid.New()})
+			}
+			var ops []db.KeyOp
+			var claims, again []*db.Claim // two of each key in one transaction
+			for i := range first {
+				claims, again = append(claims, first[i].claim(time.Hour, false)), append(again, second[i].claim(time.Hour, true))
+				ops = append(ops, claims[i], again[i])
+			}
+			if err := runTogether(t, pool, ops); err != nil {
+				t.Fatal(err)
+			}
+			for i := range claims {
+				if !claims[i].Claimed || again[i].Claimed || !again[i].Found || again[i].Row.Token != db.UUID(first[i].token) {
+					t.Errorf("claims of one key: %+v and %+v", claims[i], again[i])
+				}
+			}
+
+			ops = nil
+			var done, stale []*db.Completion
+			var looks, twice []*db.Look
+			for i := range first {
+				looks, twice = append(looks, first[i].look()), append(twice, first[i].look())
+				done, stale = append(done, first[i].complete(200+i, fmt.Sprint(i))), append(stale, second[i].complete(500, ""))
+				ops = append(ops, looks[i], twice[i], stale[i], done[i])
+			}
+			nowhere := attempt{one, oneOrg, "nowhere", uuid.New()}.look()
+			if err := runTogether(t, pool, append(ops, nowhere)); err != nil {
+				t.Fatal(err)
+			}
+			for i := range first {
+				if !done[i].Held || stale[i].Held {
+					t.Errorf("completions: held %t, by another token %t", done[i].Held, stale[i].Held)
+				}
+				for _, l := range []*db.Look{looks[i], twice[i]} { // they come last, and see the completions
+					if !l.Found || !l.Row.Completed || *l.Row.ResponseStatus != int32(200+i) || string(l.Row.ResponseBody) != fmt.Sprint(i) {
+						t.Errorf("look %d: found %t, %+v", i, l.Found, l.Row)
+					}
+				}
+			}
+			if nowhere.Found {
+				t.Error("found what is not there")
+			}
+		})
+	}
+}
+
+// TestTogetherOnOtherTerms: claims of one schema with different TTLs get each its own.
+func TestTogetherOnOtherTerms(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	tenant, org := newSchema(t, pool)
+	var ops []db.KeyOp
+	for i := range 8 {
+		ops = append(ops, attempt{tenant, org, fmt.Sprint(i), uuid.New()}.claim(time.Duration(i+1)*time.Hour, false))
+	}
+	if err := runTogether(t, pool, ops); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 8 {
+		l := attempt{tenant, org, fmt.Sprint(i), uuid.Nil}.look()
+		if err := runTogether(t, pool, []db.KeyOp{l}); err != nil {
+			t.Fatal(err)
+		}
+		if ttl := l.Row.ExpiresAt.Sub(l.Row.CreatedAt); ttl != time.Duration(i+1)*time.Hour {
+			t.Errorf("key %d expires after %v", i, ttl)
+		}
+	}
+}
+
+// TestTogetherFailsTogether: one statement that fails leaves nothing of the others.
+func TestTogetherFailsTogether(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	tenant, org := newSchema(t, pool)
+	var ops []db.KeyOp
+	for i := range 8 {
+		ops = append(ops, attempt{tenant, org, fmt.Sprint(i), uuid.New()}.claim(time.Hour, false))
+	}
+	strange := attempt{tenant, uuid.New(), "k", uuid.New()} // the schema is another tenant's
+	err := runTogether(t, pool, append(ops, strange.claim(time.Hour, false)))
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) || pgErr.ConstraintName != "idempotency_records_tenant_check" {
+		t.Errorf("%v; want the tenant's constraint", err)
+	}
+	l := attempt{tenant, org, "0", uuid.Nil}.look()
+	if err := runTogether(t, pool, []db.KeyOp{l}); err != nil || l.Found {
+		t.Errorf("found %t, %v", l.Found, err)
+	}
+}
+
+// TestManyKeysAreFoundByTheirIndex: also by a plan that was made, and kept, while the table
+// was so small that reading it whole looked cheaper.
+func TestManyKeysAreFoundByTheirIndex(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	tenant, org := newSchema(t, pool)
+	config := pool.Config()
+	config.MaxConns = 1
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	table := tenant.Schema() + ".idempotency_records"
+	if _, err := pool.Exec(t.Context(), "VACUUM ANALYZE "+table); err != nil {
+		t.Fatal(err)
+	}
+	scans := func() (n int) {
+		if _, err := pool.Exec(t.Context(), "SELECT pg_stat_force_next_flush()"); err != nil {
+			t.Fatal(err)
+		}
+		if err := pool.QueryRow(t.Context(), "SELECT seq_scan FROM pg_stat_user_tables WHERE relid = $1::regclass", table).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := scans()
+	for round := range 12 { // past those with a plan of their own
+		var claims, completions, looks []db.KeyOp
+		for i := range 8 {
+			a := attempt{tenant, org, fmt.Sprint(round, "-", i), uuid.New()}
+			claims, completions, looks = append(claims, a.claim(time.Hour, false)), append(completions, a.complete(200, "")), append(looks, a.look())
+		}
+		for _, ops := range [][]db.KeyOp{claims, completions, looks} {
+			if err := runTogether(t, pool, ops); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if n := scans() - before; n > 0 {
+		t.Errorf("the table was read whole %d times", n)
+	}
+}
