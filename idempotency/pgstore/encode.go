@@ -7,6 +7,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/pgidem/pgidem/idempotency"
 )
@@ -20,11 +21,10 @@ const (
 
 func encodeHash(hash string) []byte {
 	buf := make([]byte, 1, 1+max(len(hash), sha256.Size))
-	if len(hash) == hex.EncodedLen(sha256.Size) {
-		buf[0] = hashSHA256
-		buf, err := hex.AppendDecode(buf, []byte(hash))
-		if err == nil && hex.EncodeToString(buf[1:]) == hash { // upper-case digits are kept as text
-			return buf
+	if len(hash) == hex.EncodedLen(sha256.Size) && !strings.ContainsAny(hash, "ABCDEF") { // upper-case digits are kept as text
+		if decoded, err := hex.AppendDecode(buf, []byte(hash)); err == nil {
+			decoded[0] = hashSHA256
+			return decoded
 		}
 	}
 	buf[0] = hashText
@@ -32,7 +32,10 @@ func encodeHash(hash string) []byte {
 }
 
 func decodeHash(stored []byte) string {
-	if stored[0] == hashSHA256 { // never empty, says its CHECK
+	switch {
+	case len(stored) == 0: // by no version of this package
+		return ""
+	case stored[0] == hashSHA256:
 		return hex.EncodeToString(stored[1:])
 	}
 	return string(stored[1:])

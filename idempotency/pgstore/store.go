@@ -1,6 +1,7 @@
 package pgstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -296,11 +297,11 @@ func judge(req idempotency.ClaimRequest, row db.ClaimSelectRow) (result idempote
 		return idempotency.ClaimResult{Outcome: idempotency.OutcomeClaimed, Attempt: int(row.Attempt)}, 0
 	// The fingerprint comes before a take-over: a request that may not have
 	// the record must not touch it.
-	case decodeHash(row.RequestHash) != req.RequestHash:
+	case !bytes.Equal(row.RequestHash, encodeHash(req.RequestHash)):
 		return idempotency.ClaimResult{Outcome: idempotency.OutcomeMismatch}, 0
 	case row.Completed:
-		rec, err := completedRecord(req.OrgID, req.Key, db.GetRecordRow{
-			RequestHash: row.RequestHash, CreatedAt: row.CreatedAt, ExpiresAt: row.ExpiresAt,
+		rec, err := completedRecord(req.OrgID, req.Key, req.RequestHash, db.GetRecordRow{
+			CreatedAt: row.CreatedAt, ExpiresAt: row.ExpiresAt,
 			ResponseStatus: row.ResponseStatus, ResponseKept: row.ResponseKept,
 			ResponseHeaders: row.ResponseHeaders, ResponseBody: row.ResponseBody,
 		})
@@ -423,7 +424,7 @@ func (s *Store) Get(ctx context.Context, orgID uuid.UUID, key string) (*idempote
 	if err != nil {
 		return nil, translate("get", orgID, err)
 	}
-	return completedRecord(orgID, key, row)
+	return completedRecord(orgID, key, decodeHash(row.RequestHash), row)
 }
 
 // Put implements [idempotency.Store]. A CreatedAt that is left zero is asked of the
@@ -459,9 +460,9 @@ func (s *Store) Put(ctx context.Context, rec *idempotency.Record) error {
 }
 
 // completedRecord makes a record of what the database holds.
-func completedRecord(orgID uuid.UUID, key string, row db.GetRecordRow) (*idempotency.Record, error) {
+func completedRecord(orgID uuid.UUID, key, hash string, row db.GetRecordRow) (*idempotency.Record, error) {
 	rec := &idempotency.Record{
-		OrgID: orgID, Key: key, RequestHash: decodeHash(row.RequestHash),
+		OrgID: orgID, Key: key, RequestHash: hash,
 		ResponseStatus: int(*row.ResponseStatus), // a completed row has one, says its CHECK
 		ResponseBody:   row.ResponseBody, Tombstone: !row.ResponseKept,
 		CreatedAt: row.CreatedAt, ExpiresAt: row.ExpiresAt,
