@@ -20,10 +20,10 @@ import (
 // again, each by itself. The schema that it was of goes by itself for a while.
 type coalescer struct {
 	pool    *pgxpool.Pool
-	limit   int  // of runs at once
 	relaxed bool // commits do not wait for the disk
 
 	mu      sync.Mutex
+	pace    pace
 	running int
 	waiting []*call
 	aside   map[string]time.Time // schemas that go by themselves, until when
@@ -52,7 +52,7 @@ func (co *coalescer) do(ctx context.Context, schema string, op db.KeyOp, bytes i
 	c := &call{op: op, schema: schema, bytes: bytes}
 	switch co.enter(c) {
 	case placeFree:
-		defer co.leave()
+		defer co.leave(time.Now())
 		return co.runAlone(ctx, c)
 	case placeAside:
 		return co.run(ctx, op.Statements)
@@ -88,7 +88,7 @@ func (co *coalescer) enter(c *call) place {
 	switch {
 	case len(co.aside) > 0 && co.isAside(c.schema):
 		return placeAside
-	case co.running < co.limit:
+	case co.running < co.pace.limit():
 		co.running++
 		return placeFree
 	}
@@ -97,11 +97,13 @@ func (co *coalescer) enter(c *call) place {
 	return placeInLine
 }
 
-// leave makes room for those who wait: the first of them leads.
-func (co *coalescer) leave() {
+// leave ends a run and makes room for those who wait: the first of them leads.
+func (co *coalescer) leave(began time.Time) {
+	now := time.Now()
 	co.mu.Lock()
 	defer co.mu.Unlock()
-	if len(co.waiting) == 0 {
+	co.pace.saw(now.Sub(began), now, len(co.waiting) > 0)
+	if len(co.waiting) == 0 || co.running > co.pace.limit() {
 		co.running--
 		return
 	}
@@ -132,7 +134,7 @@ func (co *coalescer) lead(ctx context.Context, together []*call) {
 	if len(together) == 0 {
 		return
 	}
-	defer co.leave()
+	defer co.leave(time.Now())
 	for _, c := range together {
 		c.alone = true // until it has been run
 	}

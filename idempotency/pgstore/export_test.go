@@ -19,3 +19,14 @@ var (
 	EncodeHeaders = encodeHeaders
 	DecodeHeaders = decodeHeaders
 )
+
+// Pace is how a coalescer finds out how many runs are worth having at once.
+type Pace struct{ p pace }
+
+func NewPace(least, most int) *Pace { return &Pace{newPace(least, most)} }
+
+func (p *Pace) Limit() int { return p.p.limit() }
+
+func (p *Pace) Saw(took time.Duration, now time.Time, othersWait bool) {
+	p.p.saw(took, now, othersWait)
+}

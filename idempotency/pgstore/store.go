@@ -28,12 +28,12 @@ type Store struct {
 	texts    db.Texts
 	listener listener
 
-	coalescing int
-	relaxed    bool
-	looks      *coalescer
-	claims     *coalescer
-	outcomes   *coalescer // the same, unless claims are relaxed
-	seen       *seenKeys
+	pace     pace // of new coalescers
+	relaxed  bool
+	looks    *coalescer
+	claims   *coalescer
+	outcomes *coalescer // the same, unless claims are relaxed
+	seen     *seenKeys
 }
 
 var (
@@ -66,10 +66,11 @@ func WithListenConfig(config *pgx.ConnConfig) Option {
 // trip, as soon as one of them has ended. So requests never wait for company, but only while
 // n others are under way.
 //
-// By default n is what the pool has connections at most: what else would have to wait for
-// one goes together instead. A few, 2 to 4 say, take much less of the server's CPU and more
-// requests a second where many come at once and the server is near; where a round trip or a
-// commit takes long beside that, they add up to half of one to it.
+// By default they are as many as the pool has connections at most, and fewer, down to 2,
+// while each takes more than twice as long as the shortest of the last seconds: then it is
+// the processors of the server, or of the service, that they wait for, and fewer with more
+// in each take less of those. Where a round trip or a commit takes long by itself, more at
+// once get more done.
 //
 // A statement that fails is none of the other requests' concern: they are run again by
 // themselves, and so for a while is everything of the tenant whose it was.
@@ -78,7 +79,7 @@ func WithCoalescing(n int) Option {
 		if n < 1 {
 			return fmt.Errorf("WithCoalescing: %d transactions at once; give 1 or more", n)
 		}
-		s.coalescing = n
+		s.pace = newPace(n, n)
 		return nil
 	}
 }
@@ -111,18 +112,18 @@ func New(pool *pgxpool.Pool, dir tenancy.Directory, opts ...Option) (*Store, err
 	case dir == nil:
 		return nil, errors.New("pgstore: the directory is nil; use tenancy.PerOrg or tenancy.Fixed")
 	}
-	s := &Store{pool: pool, dir: dir, coalescing: int(pool.Config().MaxConns), seen: newSeenKeys()}
+	s := &Store{pool: pool, dir: dir, pace: newPace(2, int(pool.Config().MaxConns)), seen: newSeenKeys()}
 	s.listener.connect, s.listener.idle = connector(pool), listenIdle
 	for _, opt := range opts {
 		if err := opt(s); err != nil {
 			return nil, fmt.Errorf("pgstore: %w", err)
 		}
 	}
-	s.looks = &coalescer{pool: pool, limit: s.coalescing}
-	s.claims = &coalescer{pool: pool, limit: s.coalescing, relaxed: s.relaxed}
+	s.looks = &coalescer{pool: pool, pace: s.pace}
+	s.claims = &coalescer{pool: pool, pace: s.pace, relaxed: s.relaxed}
 	s.outcomes = s.claims
 	if s.relaxed {
-		s.outcomes = &coalescer{pool: pool, limit: s.coalescing}
+		s.outcomes = &coalescer{pool: pool, pace: s.pace}
 	}
 	return s, nil
 }
