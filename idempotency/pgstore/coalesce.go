@@ -24,42 +24,58 @@ type coalescer struct {
 
 	mu      sync.Mutex
 	pace    pace
-	running int
+	runs    []*run // under way, but for those that are stuck
 	waiting []*call
+	stall   *time.Timer          // while calls wait; fires when no run has ended for long
 	aside   map[string]time.Time // schemas that go by themselves, until when
 }
 
 const (
-	maxCoalesced      = 128              // calls in one transaction
-	maxCoalescedBytes = 1 << 20          // of their arguments, more or less
-	asideFor          = 10 * time.Second // after a failure
-	maxAside          = 1024             // schemas
-	defaultPatience   = 5 * time.Second  // with many together, where the caller sets no bound
+	maxCoalesced      = 128                    // calls in one transaction
+	maxCoalescedBytes = 1 << 20                // of their arguments, more or less
+	stalled           = 100 * time.Millisecond // without the end of a run, while calls wait
+	asideFor          = 10 * time.Second       // after a failure
+	maxAside          = 1024                   // schemas
+	maxPatience       = time.Second            // with many together
 )
 
 // call is an operation and its way through a coalescer.
 type call struct {
-	op     db.KeyOp
-	schema string
-	bytes  int
+	op       db.KeyOp
+	schema   string
+	bytes    int
+	deadline time.Time // zero for none
 
-	ready chan []*call // gets all that is to be run, by whom that falls to; nil to the others when it has been
-	alone bool         // it has had no effect, and is to be run by itself
+	ready chan lead // gets what is to be run to who is to run it; nothing to the others, when it has been
+	alone bool      // it has had no effect, and is to be run by itself
+}
+
+// lead is what falls to the first of those that wait.
+type lead struct {
+	together []*call
+	run      *run
+}
+
+// run is one round trip under way.
+type run struct {
+	began time.Time
+	stuck bool // it waits for a lock, or for a dead connection, and others do not wait for it
 }
 
 // do does op: by itself, or with others. bytes is about what its arguments take.
 func (co *coalescer) do(ctx context.Context, schema string, op db.KeyOp, bytes int) error {
 	c := &call{op: op, schema: schema, bytes: bytes}
-	switch co.enter(c) {
+	c.deadline, _ = ctx.Deadline()
+	switch place, r := co.enter(c); place {
 	case placeFree:
-		defer co.leave(time.Now())
+		defer co.leave(r)
 		return co.runAlone(ctx, c)
 	case placeAside:
 		return co.run(ctx, op.Statements)
 	}
 	select {
-	case together := <-c.ready:
-		co.lead(ctx, together)
+	case l := <-c.ready:
+		co.lead(ctx, l)
 	case <-ctx.Done():
 		if co.forget(c) {
 			return ctx.Err()
@@ -82,29 +98,50 @@ const (
 )
 
 // enter finds a place for the call.
-func (co *coalescer) enter(c *call) place {
+func (co *coalescer) enter(c *call) (place, *run) {
 	co.mu.Lock()
 	defer co.mu.Unlock()
 	switch {
 	case len(co.aside) > 0 && co.isAside(c.schema):
-		return placeAside
-	case co.running < co.pace.limit():
-		co.running++
-		return placeFree
+		return placeAside, nil
+	case len(co.runs) < co.pace.limit():
+		return placeFree, co.begin()
 	}
-	c.ready = make(chan []*call, 1)
+	c.ready = make(chan lead, 1)
 	co.waiting = append(co.waiting, c)
-	return placeInLine
+	if len(co.waiting) == 1 {
+		co.watch()
+	}
+	return placeInLine, nil
 }
 
-// leave ends a run and makes room for those who wait: the first of them leads.
-func (co *coalescer) leave(began time.Time) {
+// begin begins a run. The lock is held.
+func (co *coalescer) begin() *run {
+	r := &run{began: time.Now()}
+	co.runs = append(co.runs, r)
+	return r
+}
+
+// leave ends a run and makes room for those who wait.
+func (co *coalescer) leave(r *run) {
 	now := time.Now()
 	co.mu.Lock()
 	defer co.mu.Unlock()
-	co.pace.saw(now.Sub(began), now, len(co.waiting) > 0)
-	if len(co.waiting) == 0 || co.running > co.pace.limit() {
-		co.running--
+	if r.stuck {
+		return
+	}
+	co.runs = slices.DeleteFunc(co.runs, func(o *run) bool { return o == r })
+	co.pace.saw(now.Sub(r.began), now, len(co.waiting) > 0)
+	if len(co.runs) < co.pace.limit() {
+		co.next()
+	}
+	co.watch()
+}
+
+// next begins the run of those who wait, if there are any. The first of them leads. The
+// lock is held.
+func (co *coalescer) next() {
+	if len(co.waiting) == 0 {
 		return
 	}
 	n, size := 0, 0
@@ -114,7 +151,34 @@ func (co *coalescer) leave(began time.Time) {
 	}
 	together := slices.Clone(co.waiting[:n])
 	co.waiting = slices.Delete(co.waiting, 0, n)
-	together[0].ready <- together
+	together[0].ready <- lead{together, co.begin()}
+}
+
+// watch watches, while calls wait, that runs come to an end. The lock is held.
+func (co *coalescer) watch() {
+	switch {
+	case len(co.waiting) == 0 && co.stall != nil:
+		co.stall.Stop()
+	case len(co.waiting) > 0 && co.stall == nil:
+		co.stall = time.AfterFunc(stalled, co.unstall)
+	case len(co.waiting) > 0:
+		co.stall.Reset(stalled)
+	}
+}
+
+// unstall has those who wait do so no longer for runs that do not end.
+func (co *coalescer) unstall() {
+	co.mu.Lock()
+	defer co.mu.Unlock()
+	if len(co.waiting) == 0 {
+		return
+	}
+	for _, r := range co.runs {
+		r.stuck = true
+	}
+	co.runs = nil
+	co.next()
+	co.watch()
 }
 
 // forget takes a call that nobody has begun to run out of the line.
@@ -130,17 +194,18 @@ func (co *coalescer) forget(c *call) bool {
 }
 
 // lead runs calls together, if there are any.
-func (co *coalescer) lead(ctx context.Context, together []*call) {
-	if len(together) == 0 {
+func (co *coalescer) lead(ctx context.Context, l lead) {
+	if l.run == nil {
 		return
 	}
-	defer co.leave(time.Now())
+	together := l.together
+	defer co.leave(l.run)
 	for _, c := range together {
 		c.alone = true // until it has been run
 	}
 	defer func() {
 		for _, c := range together[1:] { // the first leads
-			c.ready <- nil
+			c.ready <- lead{}
 		}
 	}()
 	if co.runTogether(ctx, together) != nil {
@@ -151,12 +216,17 @@ func (co *coalescer) lead(ctx context.Context, together []*call) {
 	}
 }
 
-// runTogether runs the calls in one transaction. It is not bound to the request of which
-// it is called, but for how long it may take: the rest is for each by itself.
+// runTogether runs the calls in one transaction. It is not bound to the request of which it
+// is called. It may take half of the time that any of them has left, and a second at most:
+// the rest is for each by itself, should one of them hold up the others.
 func (co *coalescer) runTogether(ctx context.Context, together []*call) error {
-	patience := defaultPatience
-	if deadline, ok := ctx.Deadline(); ok {
-		patience = time.Until(deadline) / 2
+	var patience time.Duration
+	for _, c := range together {
+		if c.deadline.IsZero() {
+			patience = maxPatience
+			break
+		}
+		patience = max(patience, min(time.Until(c.deadline)/2, maxPatience))
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()

@@ -224,12 +224,12 @@ func TestBlockedTenantBlocksNoOther(t *testing.T) {
 	defer p.Close()
 	store := storetest.NewStore(t, p, pgstore.WithCoalescing(1))
 	release := lockTable(t, pool, locked)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second) // of each of the blocked tenant's
+	blocked, cancel := context.WithTimeout(t.Context(), 6*time.Second)
 	defer cancel()
-	var wg sync.WaitGroup
-	for i := range 8 {
-		wg.Go(func() {
-			if _, err := store.Claim(ctx, claimRequest(locked, fmt.Sprint("key-", i))); !errors.Is(err, context.DeadlineExceeded) {
+	var others, wg sync.WaitGroup
+	for i := range 20 {
+		others.Go(func() {
+			if _, err := store.Claim(blocked, claimRequest(locked, fmt.Sprint("key-", i))); blocked.Err() == nil || err == nil {
 				t.Errorf("of the locked tenant: %v", err)
 			}
 		})
@@ -238,14 +238,19 @@ func TestBlockedTenantBlocksNoOther(t *testing.T) {
 	for i := range 50 {
 		wg.Go(func() {
 			req := claimRequest(free, fmt.Sprint("key-", i))
-			one, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			if result, err := store.Claim(one, req); err != nil || result.Outcome != idempotency.OutcomeClaimed {
+			if result, err := store.Claim(ctx, req); err != nil || result.Outcome != idempotency.OutcomeClaimed {
 				t.Errorf("of the free tenant: %+v, %v", result, err)
 			}
 		})
 	}
 	wg.Wait()
+	if blocked.Err() != nil {
+		t.Error("the free tenant has waited until the locked one gave up")
+	}
+	cancel()
+	others.Wait()
 	release()
 	mustClaim(t, store, claimRequest(locked, "afterwards"), idempotency.OutcomeClaimed)
 }
