@@ -32,8 +32,10 @@ type claimed struct {
 	steps   *steps
 }
 
-func withClaimed(ctx context.Context, c claimed) context.Context {
-	return context.WithValue(ctx, claimedKey{}, c)
+// claimOf returns the claim that a handler runs under, or nil.
+func claimOf(ctx context.Context) *claimed {
+	c, _ := ctx.Value(claimedKey{}).(*claimed)
+	return c
 }
 
 // Key returns the idempotency key of the request as its client meant it: unquoted,
@@ -42,16 +44,20 @@ func withClaimed(ctx context.Context, c claimed) context.Context {
 // column beside its effect, and find the effect again after a crash. It reports
 // false outside a handler that [Require] runs under a claim.
 func Key(ctx context.Context) (key string, ok bool) {
-	c, ok := ctx.Value(claimedKey{}).(claimed)
-	return c.key, ok
+	if c := claimOf(ctx); c != nil {
+		return c.key, true
+	}
+	return "", false
 }
 
 // Transaction returns the [ClaimResult.Transaction] of the claim that a handler runs
 // under, and nil without one. It is for stores, which hand it on in a form of their own,
 // as pgstore.Tx does.
 func Transaction(ctx context.Context) any {
-	c, _ := ctx.Value(claimedKey{}).(claimed)
-	return c.tx
+	if c := claimOf(ctx); c != nil {
+		return c.tx
+	}
+	return nil
 }
 
 // Attempt returns which attempt at the request's idempotency key is running,
@@ -61,6 +67,8 @@ func Transaction(ctx context.Context) any {
 // steps, which [Step] finds again. It reports false outside a handler that [Require]
 // runs under a claim.
 func Attempt(ctx context.Context) (n int, ok bool) {
-	c, ok := ctx.Value(claimedKey{}).(claimed)
-	return c.attempt, ok
+	if c := claimOf(ctx); c != nil {
+		return c.attempt, true
+	}
+	return 0, false
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"log/slog"
-	"net/http"
 	"time"
 
 	"github.com/google/uuid"
@@ -139,25 +138,28 @@ func (d Decision) level() slog.Level {
 	}
 }
 
-func newEvent(r *http.Request, orgID uuid.UUID, key string) *Event {
-	e := &Event{Decision: DecisionAborted, OrgID: orgID, Method: r.Method, Path: r.URL.Path}
-	if key != "" {
-		e.KeyHash = keyHash(key)
-	}
-	return e
-}
-
 func keyHash(key string) string {
 	sum := sha256.Sum256([]byte(key))
 	return hex.EncodeToString(sum[:8])
 }
 
-// report hands the event to the observer and the log.
-func (c *config) report(ctx context.Context, e *Event) {
+// tells reports whether anybody hears of decisions at the level.
+func (c *config) tells(ctx context.Context, level slog.Level) bool {
+	return c.observer != nil || c.logger.Enabled(ctx, level)
+}
+
+// report hands the event of a request with the key to the observer and the log.
+func (c *config) report(ctx context.Context, e *Event, key string) {
+	level := e.Decision.level()
+	if !c.tells(ctx, level) {
+		return
+	}
+	if key != "" {
+		e.KeyHash = keyHash(key)
+	}
 	if c.observer != nil {
 		c.observer(ctx, *e)
 	}
-	level := e.Decision.level()
 	if !c.logger.Enabled(ctx, level) {
 		return
 	}

@@ -37,14 +37,23 @@ func bounded(hash string) string {
 }
 
 func fingerprint(version string, r *http.Request, body []byte) string {
-	h := sha256.New()
-	head := make([]byte, 0, 256)
+	var room [512]byte // for all of most requests
+	text := room[:0]
 	for _, part := range [...]string{version, r.Method, r.URL.EscapedPath(), r.URL.RawQuery} {
-		head = binary.BigEndian.AppendUint64(head, uint64(len(part)))
-		head = append(head, part...)
+		text = binary.BigEndian.AppendUint64(text, uint64(len(part)))
+		text = append(text, part...)
 	}
-	head = binary.BigEndian.AppendUint64(head, uint64(len(body)))
-	h.Write(head)
-	h.Write(body)
-	return hex.EncodeToString(h.Sum(nil))
+	text = binary.BigEndian.AppendUint64(text, uint64(len(body)))
+	var sum [sha256.Size]byte
+	if len(text)+len(body) <= cap(text) {
+		sum = sha256.Sum256(append(text, body...))
+	} else {
+		h := sha256.New()
+		h.Write(text)
+		h.Write(body)
+		h.Sum(sum[:0])
+	}
+	var digits [2 * len(sum)]byte
+	hex.Encode(digits[:], sum[:])
+	return string(digits[:])
 }

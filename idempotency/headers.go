@@ -30,35 +30,41 @@ func isFraming(name string) bool {
 }
 
 // handlerHeaders returns those of the final headers that the handler set, given
-// the headers that outer middleware had set before it ran, and the names of those
-// whose values it added to outer ones. What outer middleware sets it will set
+// the headers that outer middleware had set before it ran; those whose values it added to
+// outer ones are marked as appended. What outer middleware sets it will set
 // again on a replay, perhaps to something else, so it is none of the record's.
-func (c *config) handlerHeaders(outer, final http.Header) (kept map[string][]string, appended []string) {
-	hopByHop := listed(final["Connection"])
+func (c *config) handlerHeaders(outer http.Header, final packedHeaders) packedHeaders {
+	hopByHop := listed(final.lines("Connection"))
 	keep := func(name string) bool {
 		name = http.CanonicalHeaderKey(name) // a handler may write to the map itself
 		return !isFraming(name) && c.keepHeader(name) &&
 			!slices.Contains(hopByHop, name)
 	}
-	kept = make(map[string][]string, len(final))
-	for name, values := range final {
-		before, wasSet := outer[name]
+	if len(outer) == 0 && final.all(keep) {
+		return final
+	}
+	var room [512]byte
+	kept := room[:0]
+	for rest := final; len(rest) > 0; {
+		var h packedHeader
+		h, rest = rest.next()
+		before, wasSet := outer[h.name]
+		var few [4]string
+		values := h.appendTo(few[:0])
 		switch {
-		case wasSet && slices.Equal(before, values), !keep(name):
+		case wasSet && slices.Equal(before, values), !keep(h.name):
 		case len(before) > 0 && len(before) < len(values) && slices.Equal(before, values[:len(before)]):
-			kept[name] = values[len(before):]
-			appended = append(appended, name)
+			kept = appendHeader(kept, h.name, true, values[len(before):])
 		default:
-			kept[name] = values
+			kept = appendHeader(kept, h.name, false, values)
 		}
 	}
 	for name := range outer {
-		if _, still := final[name]; !still && keep(name) {
-			kept[name] = nil // the handler removed it, and a replay shall remove it again
+		if _, still := final.find(name); !still && keep(name) {
+			kept = appendHeader(kept, name, false, nil) // the handler removed it, and a replay shall remove it again
 		}
 	}
-	slices.Sort(appended)
-	return kept, appended
+	return packedHeaders(kept)
 }
 
 // listed returns the header names in a comma-separated list, in canonical form.
@@ -93,14 +99,17 @@ func replaceHeaders(dst, src http.Header) {
 	maps.Copy(dst, src)
 }
 
-// replayHeaders adds the stored headers of rec to those that outer middleware has
-// set. It shares no memory with rec, which may be shared with other requests.
-func replayHeaders(dst http.Header, rec *Record) {
-	for name, values := range rec.ResponseHeaders {
-		if slices.Contains(rec.AppendedHeaders, name) {
-			dst[name] = append(slices.Clip(dst[name]), values...)
-			continue
+// addHeaders sets the headers in dst, or adds those that are appended to what is there. Their
+// values are put into room, which grows where it must.
+func addHeaders(dst http.Header, headers packedHeaders, room []string) {
+	for len(headers) > 0 {
+		var h packedHeader
+		h, headers = headers.next()
+		var values []string
+		values, room = h.in(room)
+		if h.appended {
+			values = append(slices.Clip(dst[h.name]), values...)
 		}
-		dst[name] = slices.Clone(values) // nil stays nil: no line, and none made up by net/http
+		dst[h.name] = values
 	}
 }

@@ -1,7 +1,6 @@
 package idempotency
 
 import (
-	"container/heap"
 	"context"
 	"errors"
 	"sync"
@@ -16,27 +15,28 @@ type leaseKeepers struct {
 	store   LeaseStore
 	lease   time.Duration
 	timeout time.Duration // of one extension
+	began   time.Time     // of the keepers
 
 	mu    sync.Mutex
 	queue dueQueue[*leaseKeeper] // those that wait for their next extension
 	timer *time.Timer            // nil while nothing waits
-	next  time.Time              // when the timer fires; zero when it does not
+	armed bool                   // the timer is going to fire
+	next  time.Duration          // when it does, from began
 }
 
 func newLeaseKeepers(store LeaseStore, c *config) *leaseKeepers {
-	return &leaseKeepers{store: store, lease: c.lease, timeout: min(c.storeTimeout, c.lease/3)}
+	return &leaseKeepers{store: store, lease: c.lease, timeout: min(c.storeTimeout, c.lease/3), began: time.Now()}
 }
 
 // leaseKeeper is the lease of one running request. Its fields belong to whoever holds
 // the lock of all, but during an extension.
 type leaseKeeper struct {
-	all    *leaseKeepers
-	claim  Claim
-	ctx    context.Context         // for extensions
-	lost   context.CancelCauseFunc // cancels the handler
-	lapses time.Time               // when the lease has certainly lapsed, by this process's monotonic clock
+	all     *leaseKeepers
+	claim   Claim
+	handler *lazyContext // of the handler that runs under the lease
+	lapses  time.Time    // when the lease has certainly lapsed, by this process's monotonic clock
 
-	place   // in the queue, due when the next extension is
+	place   // in the queue
 	stopped bool
 	told    bool               // the store has said that the lease is lost
 	cancel  context.CancelFunc // of the extension under way
@@ -45,8 +45,8 @@ type leaseKeeper struct {
 
 // keep starts to keep the claim that was asked for at the given time. The caller must
 // call stop.
-func (h *leaseKeepers) keep(ctx context.Context, c Claim, asked time.Time, lost context.CancelCauseFunc) *leaseKeeper {
-	k := &leaseKeeper{all: h, claim: c, ctx: ctx, lost: lost, lapses: asked.Add(h.lease)}
+func (h *leaseKeepers) keep(c Claim, asked time.Time, handler *lazyContext) *leaseKeeper {
+	k := &leaseKeeper{all: h, claim: c, handler: handler, lapses: asked.Add(h.lease)}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.wait(k, asked.Add(h.lease/3))
@@ -55,8 +55,7 @@ func (h *leaseKeepers) keep(ctx context.Context, c Claim, asked time.Time, lost 
 
 // wait puts k into the queue. The lock is held.
 func (h *leaseKeepers) wait(k *leaseKeeper, due time.Time) {
-	k.due = due
-	heap.Push(&h.queue, k)
+	h.queue.push(k, due.Sub(h.began))
 	h.arm()
 }
 
@@ -67,14 +66,14 @@ func (h *leaseKeepers) arm() {
 		return
 	}
 	next := h.queue[0].due
-	if !h.next.IsZero() && !next.Before(h.next) {
+	if h.armed && next >= h.next {
 		return
 	}
-	h.next = next
-	if h.timer == nil {
-		h.timer = time.AfterFunc(time.Until(next), h.extendDue)
+	h.armed, h.next = true, next
+	if in := next - time.Since(h.began); h.timer == nil {
+		h.timer = time.AfterFunc(in, h.extendDue)
 	} else {
-		h.timer.Reset(time.Until(next))
+		h.timer.Reset(in)
 	}
 }
 
@@ -83,7 +82,7 @@ func (h *leaseKeepers) arm() {
 func (h *leaseKeepers) rest() {
 	if len(h.queue) == 0 && h.timer != nil {
 		h.timer.Stop()
-		h.timer, h.next = nil, time.Time{}
+		h.timer, h.armed = nil, false
 	}
 }
 
@@ -91,10 +90,11 @@ func (h *leaseKeepers) rest() {
 func (h *leaseKeepers) extendDue() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.next = time.Time{}
-	for now := time.Now(); len(h.queue) > 0 && !h.queue[0].due.After(now); {
-		k := heap.Pop(&h.queue).(*leaseKeeper)
-		ctx, cancel := context.WithCancel(k.ctx)
+	h.armed = false
+	for now := time.Since(h.began); len(h.queue) > 0 && h.queue[0].due <= now; {
+		k := h.queue[0].item
+		h.queue.remove(k)
+		ctx, cancel := context.WithCancel(context.WithoutCancel(k.handler))
 		k.cancel, k.ended = cancel, make(chan struct{})
 		go k.extend(ctx)
 	}
@@ -114,7 +114,7 @@ func (k *leaseKeeper) extend(ctx context.Context) {
 	err := k.all.store.Extend(bounded, k.claim, k.all.lease)
 
 	if k.isLost(err, asked) {
-		k.lost(ErrLeaseLost)
+		k.handler.end(ErrLeaseLost)
 	}
 }
 
@@ -150,7 +150,7 @@ func (k *leaseKeeper) stop() {
 	k.all.mu.Lock()
 	k.stopped = true
 	if k.index >= 0 {
-		heap.Remove(&k.all.queue, k.index)
+		k.all.queue.remove(k)
 		k.all.rest()
 		k.all.mu.Unlock()
 		return

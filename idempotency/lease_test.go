@@ -142,49 +142,52 @@ func (s *lateStore) Complete(context.Context, idempotency.Claim, *idempotency.Re
 // TestManyLeasesAreKept: handlers of several leases keep their claims, however many run at
 // a time, and until their first extension none has a goroutine of the middleware's.
 func TestManyLeasesAreKept(t *testing.T) { // not beside others, to count goroutines
+	for name, store := range stores() {
+		t.Run(name, func(t *testing.T) { synctest.Test(t, func(t *testing.T) { keepManyLeases(t, store) }) })
+	}
+}
+
+func keepManyLeases(t *testing.T, store idempotency.Store) {
 	const requests, lease = 300, time.Minute
-	synctest.Test(t, func(t *testing.T) {
-		store := idempotency.NewMemoryStore()
-		finish := make(chan struct{})
-		h := idempotency.Require(store, idempotency.WithLease(lease), idempotency.WithLogger(slog.New(slog.DiscardHandler)))(
-			http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				select {
-				case <-finish:
-					w.WriteHeader(http.StatusCreated)
-				case <-r.Context().Done():
-				}
-			}))
-		send := func(i int) *httptest.ResponseRecorder {
-			w := httptest.NewRecorder()
-			h.ServeHTTP(w, request(t, fmt.Sprint("key ", i), ""))
-			return w
-		}
-		before := runtime.NumGoroutine()
-		var wg sync.WaitGroup
+	finish := make(chan struct{})
+	h := idempotency.Require(store, idempotency.WithLease(lease), idempotency.WithLogger(slog.New(slog.DiscardHandler)))(
+		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			select {
+			case <-finish:
+				w.WriteHeader(http.StatusCreated)
+			case <-r.Context().Done():
+			}
+		}))
+	send := func(i int) *httptest.ResponseRecorder {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, request(t, fmt.Sprint("key ", i), ""))
+		return w
+	}
+	before := runtime.NumGoroutine()
+	var wg sync.WaitGroup
+	for i := range requests {
+		wg.Go(func() {
+			if w := send(i); w.Code != http.StatusCreated {
+				t.Errorf("request %d: %d %s", i, w.Code, w.Body)
+			}
+		})
+		time.Sleep(time.Millisecond)
+	}
+	synctest.Wait()
+	// Of a test before, one may be ending still.
+	if n := runtime.NumGoroutine() - before; n > requests {
+		t.Errorf("%d goroutines for %d requests", n, requests)
+	}
+	for range 4 {
+		time.Sleep(lease * 4 / 5)
 		for i := range requests {
-			wg.Go(func() {
-				if w := send(i); w.Code != http.StatusCreated {
-					t.Errorf("request %d: %d %s", i, w.Code, w.Body)
-				}
-			})
-			time.Sleep(time.Millisecond)
-		}
-		synctest.Wait()
-		// Of a test before, one may be ending still.
-		if n := runtime.NumGoroutine() - before; n > requests {
-			t.Errorf("%d goroutines for %d requests", n, requests)
-		}
-		for range 4 {
-			time.Sleep(lease * 4 / 5)
-			for i := range requests {
-				if w := send(i); w.Code != http.StatusConflict {
-					t.Fatalf("request %d beside the first: %d %s, want 409", i, w.Code, w.Body)
-				}
+			if w := send(i); w.Code != http.StatusConflict {
+				t.Fatalf("request %d beside the first: %d %s, want 409", i, w.Code, w.Body)
 			}
 		}
-		close(finish)
-		wg.Wait()
-	})
+	}
+	close(finish)
+	wg.Wait()
 }
 
 // TestNoTimerOutlivesTheRequests: when no request runs any more, nothing is left that would

@@ -1,9 +1,9 @@
 package idempotency
 
 import (
-	"container/heap"
 	"context"
 	"fmt"
+	"hash/maphash"
 	"slices"
 	"sync"
 	"time"
@@ -19,37 +19,170 @@ import (
 //
 // It holds every record until the record expires; each claim and each Put clears
 // away some that have.
+//
+// Under [Require] an attempt holds its key until it ends, and is told at once when Clear or
+// Put takes the key away: a lease lapses for the sake of those whose process has died, and
+// the store dies with its process.
 type MemoryStore struct {
-	now   func() time.Time
-	ended watch.Hub[memoryKey]
-
-	mu      sync.Mutex
-	records map[memoryKey]*memoryRecord
-	queue   dueQueue[*memoryRecord] // all records, by when they may be cleared away
+	clock  func() time.Time // nil for the system's
+	began  time.Time        // what it showed when the store was made
+	ended  watch.Hub[memoryKey]
+	seed   maphash.Seed
+	shards [memoryShards]memoryShard
 }
 
+// memoryShards is how many parts of a store can be used at a time.
+const memoryShards = 64
+
+// memoryShard is one part of the store: the records of the keys that hash to it.
+type memoryShard struct {
+	mu      sync.Mutex
+	records map[uint64]*memoryRecord // by the hash of the key; the first of those that share it
+	count   int
+	queue   dueQueue[*memoryRecord] // all records, by when it is time to look whether they are absent
+	_       [64]byte                // no two are in use on one cache line
+}
+
+// memoryKey is a key of one tenant.
 type memoryKey struct {
+	hash  uint64 // of the others
 	orgID uuid.UUID
 	key   string
 }
 
+// memoryRecord is what the store keeps of a key. Its times are counted from createdAt: of
+// millions of records every [time.Time] less is a pointer less for the garbage collector.
 type memoryRecord struct {
-	place      // due when it is time to look whether it is absent
-	token      Token
-	attempt    int
-	leaseUntil time.Time
-	completed  bool
-	steps      map[string][]byte // of this life of the key, never changed once they are here
-	rec        *Record           // never changed once it is here, so that it can be handed out
+	place                   // in the queue of its shard
+	memoryKey               // never changed
+	next      *memoryRecord // with a key of the same hash
+	token     Token
+	attempt   int
+	lease     time.Duration     // when it lapses
+	handler   *lazyContext      // to be cancelled when the claim is lost, nil where others see to that
+	steps     map[string][]byte // of this life of the key, never changed once they are here
+
+	requestHash string        // never changed
+	createdAt   time.Time     // never changed
+	ttl         time.Duration // when it expires; never changed
+	completed   bool
+	response    response // never changed once completed, so that it can be handed out
+}
+
+// response is what is kept of one, and sent again in a replay.
+type response struct {
+	status    int
+	tombstone bool
+	headers   packedHeaders
+	body      []byte
+}
+
+// newResponse returns the response of a record, with which it shares the body.
+func newResponse(rec *Record) response {
+	return response{rec.ResponseStatus, rec.Tombstone, packHeaders(rec.ResponseHeaders, rec.AppendedHeaders), rec.ResponseBody}
+}
+
+// own returns a response whose body is no other's.
+func (r response) own() response {
+	r.body = slices.Clone(r.body)
+	return r
+}
+
+// compact returns a response whose body takes little more memory than it needs.
+func (r response) compact() response {
+	if room := cap(r.body) - len(r.body); room > len(r.body)/8+16 {
+		return r.own()
+	}
+	return r
+}
+
+// record returns a record of the response, with which it shares the body.
+func (r response) record() *Record {
+	rec := &Record{ResponseStatus: r.status, Tombstone: r.tombstone, ResponseBody: r.body}
+	if len(r.headers) > 0 {
+		rec.ResponseHeaders, rec.AppendedHeaders = r.headers.unpack()
+	}
+	return rec
+}
+
+// record returns m, which must be completed, as others see it.
+func (m *memoryRecord) record() *Record {
+	rec := m.response.record()
+	rec.OrgID, rec.Key, rec.RequestHash = m.orgID, m.key, m.requestHash
+	rec.CreatedAt, rec.ExpiresAt = m.createdAt, m.createdAt.Add(m.ttl)
+	return rec
 }
 
 // NewMemoryStore returns an empty MemoryStore.
-func NewMemoryStore() *MemoryStore { return NewMemoryStoreWithClock(time.Now) }
+func NewMemoryStore() *MemoryStore { return NewMemoryStoreWithClock(nil) }
 
 // NewMemoryStoreWithClock returns an empty MemoryStore that takes the time from
-// now, for tests that move the clock by hand.
+// now, for tests that move the clock by hand. Its leases lapse by that clock as those of any
+// other store do.
 func NewMemoryStoreWithClock(now func() time.Time) *MemoryStore {
-	return &MemoryStore{now: now, records: make(map[memoryKey]*memoryRecord)}
+	s := &MemoryStore{clock: now, seed: maphash.MakeSeed()}
+	s.began = s.now()
+	for i := range s.shards {
+		s.shards[i].records = make(map[uint64]*memoryRecord)
+	}
+	return s
+}
+
+func (s *MemoryStore) now() time.Time {
+	if s.clock != nil {
+		return s.clock()
+	}
+	return time.Now()
+}
+
+// inProcess returns the store if it is a MemoryStore by the system's clock, and no type that
+// embeds one. Such a store answers at once and never fails, so its calls need no context, no
+// deadline and no second try. It dies with the process, and while that lives every attempt
+// comes to an end, however its handler does. So its claims need no lease that would have to
+// be extended: they hold [forever], and whoever loses one is told at once.
+func inProcess(store Store) *MemoryStore {
+	if s, ok := store.(*MemoryStore); ok && s.clock == nil {
+		return s
+	}
+	return nil
+}
+
+// forever is longer than any attempt takes.
+const forever = 100 * 365 * 24 * time.Hour
+
+// hold has the handler of the claim cancelled when another takes its place or clears it.
+func (s *MemoryStore) hold(c Claim, handler *lazyContext) {
+	key := s.key(c.OrgID, c.Key)
+	shard := s.lock(key)
+	defer shard.mu.Unlock()
+	m, err := shard.held(key, c.Token)
+	if err != nil {
+		handler.end(ErrLeaseLost)
+		return
+	}
+	m.handler = handler
+}
+
+func (s *MemoryStore) key(orgID uuid.UUID, key string) memoryKey {
+	k := memoryKey{orgID: orgID, key: key}
+	k.hash = maphash.Comparable(s.seed, k)
+	return k
+}
+
+// lock returns the part of the store that has the key, locked.
+func (s *MemoryStore) lock(key memoryKey) *memoryShard {
+	shard := &s.shards[key.hash%memoryShards]
+	shard.mu.Lock()
+	return shard
+}
+
+// lockClaim returns the part of the store that has the claim, locked, and the record of its
+// token if that is in progress. The caller unlocks, whatever the error.
+func (s *MemoryStore) lockClaim(ctx context.Context, c Claim) (*memoryShard, *memoryRecord, error) {
+	key := s.key(c.OrgID, c.Key)
+	shard := s.lock(key)
+	m, err := shard.running(ctx, key, c.Token)
+	return shard, m, err
 }
 
 // Get implements [Store].
@@ -57,13 +190,22 @@ func (s *MemoryStore) Get(ctx context.Context, orgID uuid.UUID, key string) (*Re
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	m, ok := s.records[memoryKey{orgID, key}]
-	if !ok || !m.completed || m.absent(s.now()) {
-		return nil, fmt.Errorf("%w: org %s", ErrNotFound, orgID)
+	if m := s.completed(s.key(orgID, key)); m != nil {
+		rec := m.record()
+		rec.ResponseBody = slices.Clone(rec.ResponseBody)
+		return rec, nil
 	}
-	return m.rec.Clone(), nil
+	return nil, fmt.Errorf("%w: org %s", ErrNotFound, orgID)
+}
+
+// completed returns the completed record of the key, or nil.
+func (s *MemoryStore) completed(key memoryKey) *memoryRecord {
+	shard := s.lock(key)
+	defer shard.mu.Unlock()
+	if m := shard.find(key); m != nil && m.completed && !m.absent(s.now()) {
+		return m
+	}
+	return nil
 }
 
 // Put implements [Store].
@@ -74,14 +216,18 @@ func (s *MemoryStore) Put(ctx context.Context, rec *Record) error {
 	if err := rec.validate(); err != nil {
 		return err
 	}
-	rec = rec.Clone()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := s.now()
-	s.clearSome(now)
-	rec.setTimes(now)
-	s.set(&memoryRecord{token: NewToken(), attempt: 1, completed: true, rec: rec})
-	s.ended.Signal(memoryKey{rec.OrgID, rec.Key})
+	now, times := s.now(), *rec
+	times.setTimes(now)
+	m := &memoryRecord{
+		memoryKey: s.key(rec.OrgID, rec.Key), token: NewToken(), attempt: 1,
+		requestHash: rec.RequestHash, createdAt: times.CreatedAt, ttl: times.ExpiresAt.Sub(times.CreatedAt),
+		completed: true, response: newResponse(rec).own(),
+	}
+	shard := s.lock(m.memoryKey)
+	defer shard.mu.Unlock()
+	s.clearSome(shard, now)
+	shard.set(m, s.due(now, times.ExpiresAt.Sub(now)))
+	s.ended.Signal(m.memoryKey)
 	return nil
 }
 
@@ -90,21 +236,31 @@ func (s *MemoryStore) Claim(ctx context.Context, req ClaimRequest) (ClaimResult,
 	if err := ctx.Err(); err != nil {
 		return ClaimResult{}, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := s.now()
-	s.clearSome(now)
+	result, m := s.claim(&req, s.now())
+	if result.Outcome == OutcomeCompleted {
+		result.Record = m.record()
+	}
+	return result, nil
+}
+
+// claim is Claim at the time that the store's clock shows. It returns the record that is
+// completed in place of a copy.
+func (s *MemoryStore) claim(req *ClaimRequest, now time.Time) (ClaimResult, *memoryRecord) {
+	key := s.key(req.OrgID, req.Key)
+	shard := s.lock(key)
+	defer shard.mu.Unlock()
+	s.clearSome(shard, now)
 	attempt := 1
 	var steps map[string][]byte
-	if m, ok := s.records[memoryKey{req.OrgID, req.Key}]; ok && !m.absent(now) {
-		lapsed := !m.completed && !now.Before(m.leaseUntil)
+	if m := shard.find(key); m != nil && !m.absent(now) {
+		lapsed := !m.completed && m.hasLapsed(now)
 		switch {
 		case m.token == req.Token && !m.completed:
 			return ClaimResult{Outcome: OutcomeClaimed, Attempt: m.attempt}, nil
-		case m.rec.RequestHash != req.RequestHash:
+		case m.requestHash != req.RequestHash:
 			return ClaimResult{Outcome: OutcomeMismatch}, nil
 		case m.completed:
-			return ClaimResult{Outcome: OutcomeCompleted, Record: m.rec}, nil
+			return ClaimResult{Outcome: OutcomeCompleted}, m
 		case !lapsed:
 			return ClaimResult{Outcome: OutcomeInFlight}, nil
 		case req.Interrupted == Refuse:
@@ -112,66 +268,67 @@ func (s *MemoryStore) Claim(ctx context.Context, req ClaimRequest) (ClaimResult,
 		}
 		attempt, steps = m.attempt+1, m.steps
 	}
-	s.set(&memoryRecord{
-		token: req.Token, attempt: attempt, leaseUntil: now.Add(req.Lease), steps: steps,
-		rec: &Record{
-			OrgID: req.OrgID, Key: req.Key, RequestHash: req.RequestHash,
-			CreatedAt: now, ExpiresAt: now.Add(req.TTL),
-		},
-	})
+	shard.set(&memoryRecord{
+		memoryKey: key, token: req.Token, attempt: attempt, lease: req.Lease, steps: steps,
+		requestHash: req.RequestHash, createdAt: now, ttl: req.TTL,
+	}, s.due(now, req.TTL))
 	return ClaimResult{Outcome: OutcomeClaimed, Attempt: attempt}, nil
 }
 
 // Complete implements [LeaseStore].
 func (s *MemoryStore) Complete(ctx context.Context, c Claim, rec *Record) error {
-	rec = rec.Clone()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	m, err := s.held(ctx, c)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return s.complete(c, newResponse(rec).own())
+}
+
+// complete is Complete for a response that is the store's from now on.
+func (s *MemoryStore) complete(c Claim, r response) error {
+	key := s.key(c.OrgID, c.Key)
+	shard := s.lock(key)
+	defer shard.mu.Unlock()
+	m, err := shard.held(key, c.Token)
 	if err != nil {
 		return err
 	}
-	rec.OrgID, rec.Key, rec.RequestHash = m.rec.OrgID, m.rec.Key, m.rec.RequestHash
-	rec.CreatedAt, rec.ExpiresAt = m.rec.CreatedAt, m.rec.ExpiresAt
-	m.completed, m.rec, m.steps = true, rec, nil
-	s.ended.Signal(memoryKey{c.OrgID, c.Key})
+	m.response, m.completed, m.handler, m.steps = r, true, nil, nil
+	s.ended.Signal(m.memoryKey)
 	return nil
 }
 
 // Release implements [LeaseStore].
 func (s *MemoryStore) Release(ctx context.Context, c Claim) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	m, err := s.running(ctx, c)
+	shard, m, err := s.lockClaim(ctx, c)
+	defer shard.mu.Unlock()
 	if err != nil {
 		return err
 	}
+	m.handler = nil
 	if m.attempt > 1 || len(m.steps) > 0 {
-		m.leaseUntil, m.token = s.now(), NewToken()
+		m.lease, m.token = s.now().Sub(m.createdAt), NewToken()
 	} else {
-		s.remove(m)
+		shard.remove(m)
 	}
-	s.ended.Signal(memoryKey{c.OrgID, c.Key})
+	s.ended.Signal(m.memoryKey)
 	return nil
 }
 
 // Extend implements [LeaseStore].
 func (s *MemoryStore) Extend(ctx context.Context, c Claim, lease time.Duration) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	m, err := s.running(ctx, c)
+	shard, m, err := s.lockClaim(ctx, c)
+	defer shard.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	m.leaseUntil = s.now().Add(lease)
+	m.lease = s.now().Sub(m.createdAt) + min(lease, forever)
 	return nil
 }
 
 // LoadStep implements [StepStore].
 func (s *MemoryStore) LoadStep(ctx context.Context, c Claim, name string) (result []byte, found bool, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	m, err := s.running(ctx, c)
+	shard, m, err := s.lockClaim(ctx, c)
+	defer shard.mu.Unlock()
 	if err != nil {
 		return nil, false, err
 	}
@@ -181,9 +338,8 @@ func (s *MemoryStore) LoadStep(ctx context.Context, c Claim, name string) (resul
 
 // SaveStep implements [StepStore].
 func (s *MemoryStore) SaveStep(ctx context.Context, c Claim, name string, result []byte) (stored []byte, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	m, err := s.running(ctx, c)
+	shard, m, err := s.lockClaim(ctx, c)
+	defer shard.mu.Unlock()
 	if err != nil {
 		return nil, err
 	}
@@ -199,7 +355,7 @@ func (s *MemoryStore) SaveStep(ctx context.Context, c Claim, name string, result
 
 // Watch implements [WatchStore]. It never fails.
 func (s *MemoryStore) Watch(orgID uuid.UUID, key string) (ended <-chan struct{}, stop func(), err error) {
-	ended, stop = s.ended.Watch(memoryKey{orgID, key})
+	ended, stop = s.ended.Watch(s.key(orgID, key))
 	return ended, stop, nil
 }
 
@@ -209,11 +365,8 @@ func (s *MemoryStore) Clear(ctx context.Context, orgID uuid.UUID) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for key, m := range s.records {
-		if key.orgID == orgID {
-			s.remove(m)
+	for i := range s.shards {
+		for _, key := range s.shards[i].clear(orgID) {
 			s.ended.Signal(key)
 		}
 	}
@@ -222,89 +375,143 @@ func (s *MemoryStore) Clear(ctx context.Context, orgID uuid.UUID) error {
 
 // Len returns how many records the store holds at the moment, those in progress
 // and those that have expired but are not cleared away yet among them.
-func (s *MemoryStore) Len() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.records)
-}
-
-// held returns the record of c's token, in progress or completed.
-func (s *MemoryStore) held(ctx context.Context, c Claim) (*memoryRecord, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
+func (s *MemoryStore) Len() (n int) {
+	for i := range s.shards {
+		n += s.shards[i].len()
 	}
-	m, ok := s.records[memoryKey{c.OrgID, c.Key}]
-	if !ok || m.token != c.Token {
-		return nil, fmt.Errorf("%w: org %s", ErrLeaseLost, c.OrgID)
-	}
-	return m, nil
+	return n
 }
 
 // isHeld reports whether an attempt holds the key.
 func (s *MemoryStore) isHeld(orgID uuid.UUID, key string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	m, ok := s.records[memoryKey{orgID, key}]
-	return ok && !m.completed && s.now().Before(m.leaseUntil)
-}
-
-// running returns the record of c's token if it is in progress.
-func (s *MemoryStore) running(ctx context.Context, c Claim) (*memoryRecord, error) {
-	m, err := s.held(ctx, c)
-	if err == nil && m.completed {
-		return nil, fmt.Errorf("%w: org %s: the record is completed", ErrLeaseLost, c.OrgID)
-	}
-	return m, err
+	k := s.key(orgID, key)
+	shard := s.lock(k)
+	defer shard.mu.Unlock()
+	m := shard.find(k)
+	return m != nil && !m.completed && !m.hasLapsed(s.now())
 }
 
 // claimed returns what the record of c, in progress, was claimed with.
 func (s *MemoryStore) claimed(ctx context.Context, c Claim) (*Record, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	m, err := s.running(ctx, c)
+	shard, m, err := s.lockClaim(ctx, c)
+	defer shard.mu.Unlock()
 	if err != nil {
 		return nil, err
 	}
-	return m.rec, nil
+	return &Record{RequestHash: m.requestHash, CreatedAt: m.createdAt, ExpiresAt: m.createdAt.Add(m.ttl)}, nil
 }
 
 // absent reports whether the record counts as absent: expired, and not in
 // progress under a lease that still holds.
 func (m *memoryRecord) absent(now time.Time) bool {
-	expired := !now.Before(m.rec.ExpiresAt)
-	return expired && (m.completed || !now.Before(m.leaseUntil))
+	expired := now.Sub(m.createdAt) >= m.ttl
+	return expired && (m.completed || m.hasLapsed(now))
 }
 
-// set puts m in place of whatever the store holds of its key.
-func (s *MemoryStore) set(m *memoryRecord) {
-	key := memoryKey{m.rec.OrgID, m.rec.Key}
-	if old, ok := s.records[key]; ok {
+// hasLapsed reports whether the lease of a record in progress has.
+func (m *memoryRecord) hasLapsed(now time.Time) bool { return now.Sub(m.createdAt) >= m.lease }
+
+// due is the given time from now as a time in a queue.
+func (s *MemoryStore) due(now time.Time, in time.Duration) time.Duration {
+	return now.Sub(s.began) + min(max(in, 0), forever)
+}
+
+// held returns the record of c's token, in progress or completed. The lock is held, here
+// and below.
+func (s *memoryShard) held(key memoryKey, token Token) (*memoryRecord, error) {
+	m := s.find(key)
+	if m == nil || m.token != token {
+		return nil, fmt.Errorf("%w: org %s", ErrLeaseLost, key.orgID)
+	}
+	return m, nil
+}
+
+// running returns the record of c's token if it is in progress.
+func (s *memoryShard) running(ctx context.Context, key memoryKey, token Token) (*memoryRecord, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	m, err := s.held(key, token)
+	if err == nil && m.completed {
+		return nil, fmt.Errorf("%w: org %s: the record is completed", ErrLeaseLost, key.orgID)
+	}
+	return m, err
+}
+
+// find returns the record of the key, or nil.
+func (s *memoryShard) find(key memoryKey) *memoryRecord {
+	m := s.records[key.hash]
+	for m != nil && m.memoryKey != key {
+		m = m.next
+	}
+	return m
+}
+
+// set puts m in place of whatever there is of its key.
+func (s *memoryShard) set(m *memoryRecord, due time.Duration) {
+	if old := s.find(m.memoryKey); old != nil {
 		s.remove(old)
 	}
-	m.due = m.rec.ExpiresAt
-	s.records[key] = m
-	heap.Push(&s.queue, m)
+	m.next = s.records[m.hash]
+	s.records[m.hash] = m
+	s.count++
+	s.queue.push(m, due)
 }
 
-func (s *MemoryStore) remove(m *memoryRecord) {
-	delete(s.records, memoryKey{m.rec.OrgID, m.rec.Key})
-	heap.Remove(&s.queue, m.index)
+func (s *memoryShard) remove(m *memoryRecord) {
+	switch first := s.records[m.hash]; {
+	case first != m:
+		for first.next != m {
+			first = first.next
+		}
+		first.next = m.next
+	case m.next != nil:
+		s.records[m.hash] = m.next
+	default:
+		delete(s.records, m.hash)
+	}
+	s.count--
+	s.queue.remove(m)
+	if m.handler != nil {
+		m.handler.end(ErrLeaseLost)
+	}
 }
 
-// clearSome deletes a few records that count as absent. With more deleted than
+// clearSome deletes a few records of a shard that count as absent. With more deleted than
 // added, they cannot pile up.
-func (s *MemoryStore) clearSome(now time.Time) {
-	const looks = 4
+func (s *MemoryStore) clearSome(shard *memoryShard, now time.Time) {
+	const looks, later = 4, time.Minute
 	for range looks {
-		if len(s.queue) == 0 || now.Before(s.queue[0].due) {
+		if len(shard.queue) == 0 || s.due(now, 0) < shard.queue[0].due {
 			return
 		}
-		m := s.queue[0]
+		m := shard.queue[0].item
 		if m.absent(now) {
-			s.remove(m)
+			shard.remove(m)
 			continue
 		}
-		m.due = m.leaseUntil // it outlives its expiry
-		heap.Fix(&s.queue, m.index)
+		shard.queue.remove(m) // it outlives its expiry
+		shard.queue.push(m, s.due(now, later))
 	}
+}
+
+// clear deletes all records of a tenant, and returns their keys. It locks s, as len does.
+func (s *memoryShard) clear(orgID uuid.UUID) (keys []memoryKey) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.records {
+		for ; m != nil; m = m.next {
+			if m.orgID == orgID {
+				s.remove(m)
+				keys = append(keys, m.memoryKey)
+			}
+		}
+	}
+	return keys
+}
+
+func (s *memoryShard) len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.count
 }

@@ -44,6 +44,7 @@ type config struct {
 	maxResponseBytes int
 	replayHeader     string
 	fingerprint      Fingerprint
+	givenFingerprint bool // it is the user's
 	scope            func(*http.Request) string
 	storable         func(status int) bool
 	keepHeader       func(name string) bool
@@ -293,7 +294,7 @@ func hasMeaning(name string) bool {
 // over method, path, raw query and body.
 func WithFingerprint(f Fingerprint) Option {
 	return func(c *config) error {
-		c.fingerprint = f
+		c.fingerprint, c.givenFingerprint = f, true
 		return notNil("WithFingerprint", f == nil)
 	}
 }

@@ -27,18 +27,21 @@ var errHandlerDone = errors.New("idempotency: response written to after the hand
 // attempt that comes to nothing leaves no trace.
 type recorder struct {
 	w        http.ResponseWriter
-	outer    http.Header     // what outer middleware had set; not changed
-	header   http.Header     // what the handler sees
-	ctx      context.Context // the handler's
-	method   string
+	outer    http.Header  // what outer middleware had set; not changed
+	header   http.Header  // what the handler sees
+	ctx      *lazyContext // the handler's
 	maxBytes int
-	held     bool // nothing may be sent before the outcome is stored, not even by Flush
 
 	mu        sync.Mutex
-	status    int         // final status, 0 until it is decided
-	final     http.Header // the handler's headers at that moment
+	status    int           // final status, 0 until it is decided
+	final     packedHeaders // the handler's headers at that moment
 	body      []byte
-	trailers  http.Header // set when the handler has returned
+	trailers  http.Header // set when the handler has returned, nil for none
+	length    string      // the Content-Length to be sent in place of the handler's, where there is one
+	lines     [4]string   // room for what is sent as header values
+	isHead    bool        // a request for the head alone
+	held      bool        // nothing may be sent before the outcome is stored, not even by Flush
+	chunked   bool        // no Content-Length is to be sent
 	sent      bool        // status and headers are on their way to the client
 	truncated bool        // the body is not recorded whole: it outgrew the bound, or broke off
 	hijacked  bool
@@ -46,13 +49,14 @@ type recorder struct {
 	refused   bool // the handler tried to stream while held, and was not told that it failed
 }
 
-func newRecorder(ctx context.Context, w http.ResponseWriter, method string, maxBytes int, held bool) *recorder {
-	outer := w.Header().Clone()
-	header := outer.Clone()
-	if header == nil {
-		header = make(http.Header)
+// begin makes rec, which must be new, the writer of one run of a handler.
+func (rec *recorder) begin(ctx *lazyContext, w http.ResponseWriter, method string, maxBytes int, held bool) {
+	rec.w, rec.ctx, rec.isHead, rec.maxBytes, rec.held = w, ctx, method == http.MethodHead, maxBytes, held
+	if outer := w.Header(); len(outer) > 0 {
+		rec.outer, rec.header = outer.Clone(), outer.Clone()
+	} else {
+		rec.header = make(http.Header)
 	}
-	return &recorder{w: w, outer: outer, header: header, ctx: ctx, method: method, maxBytes: maxBytes, held: held}
 }
 
 // Header implements [http.ResponseWriter].
@@ -92,7 +96,7 @@ func (rec *recorder) WriteHeader(status int) {
 // decide fixes the final status and headers.
 func (rec *recorder) decide(status int) {
 	rec.status = status
-	rec.final = rec.header.Clone()
+	rec.final = packHeaders(rec.header, nil)
 }
 
 // Write implements [http.ResponseWriter].
@@ -182,7 +186,16 @@ func (rec *recorder) send() {
 		return
 	}
 	rec.sent = true
-	replaceHeaders(rec.w.Header(), rec.final)
+	h := rec.w.Header()
+	clear(h)
+	addHeaders(h, rec.final, rec.lines[1:1])
+	switch {
+	case rec.chunked:
+		delete(h, "Content-Length")
+	case rec.length != "":
+		rec.lines[0] = rec.length
+		h["Content-Length"] = rec.lines[:1:1]
+	}
 	rec.w.WriteHeader(rec.status)
 	if len(rec.body) > 0 {
 		_, err := rec.w.Write(rec.body)
@@ -217,8 +230,8 @@ func (rec *recorder) FlushError() error {
 		rec.decide(http.StatusOK)
 	}
 	rec.sniff()
-	if _, hasType := rec.final["Content-Type"]; !hasType && !rec.sent {
-		rec.final["Content-Type"] = nil // without a body there is no guess, now or in a replay
+	if _, hasType := rec.final.find("Content-Type"); !hasType && !rec.sent {
+		rec.final = rec.final.with("Content-Type") // without a body there is no guess, now or in a replay
 	}
 	rec.send()
 	err := http.NewResponseController(rec.w).Flush()
@@ -246,7 +259,8 @@ func (rec *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	rec.hijacked = true
 	if rec.status != 0 && !rec.sent { // net/http would have sent the head before
 		_, err = fmt.Fprintf(rw, "HTTP/1.1 %d %s\r\n", rec.status, http.StatusText(rec.status))
-		err = errors.Join(err, rec.final.Write(rw))
+		headers, _ := rec.final.unpack()
+		err = errors.Join(err, headers.Write(rw))
 		_, bodyErr := fmt.Fprintf(rw, "\r\n%s", rec.body)
 		err = errors.Join(err, bodyErr, rw.Flush())
 	}
@@ -279,17 +293,23 @@ func (rec *recorder) close(gone bool) {
 		rec.truncated, rec.body = true, nil
 	}
 	// Now, and not when they are sent: a goroutine of the handler's may live on.
-	rec.trailers = make(http.Header)
 	for name, values := range rec.header {
 		if strings.HasPrefix(name, http.TrailerPrefix) {
-			rec.trailers[name] = values
+			rec.trailer(name, values)
 		}
 	}
-	for _, name := range listed(rec.final["Trailer"]) {
+	for _, name := range listed(rec.final.lines("Trailer")) {
 		if values, ok := rec.header[name]; ok {
-			rec.trailers[name] = values
+			rec.trailer(name, values)
 		}
 	}
+}
+
+func (rec *recorder) trailer(name string, values []string) {
+	if rec.trailers == nil {
+		rec.trailers = make(http.Header)
+	}
+	rec.trailers[name] = values
 }
 
 // abandon is close for a handler that ended without an outcome: what it set and
@@ -324,9 +344,9 @@ func (rec *recorder) sniff() {
 	if rec.sent || rec.hijacked || len(rec.body) == 0 {
 		return
 	}
-	_, hasType := rec.final["Content-Type"]
-	if !hasType && rec.final.Get("Content-Encoding") == "" && rec.final.Get("Transfer-Encoding") == "" {
-		rec.final.Set("Content-Type", http.DetectContentType(rec.body))
+	_, hasType := rec.final.find("Content-Type")
+	if !hasType && !rec.final.isSet("Content-Encoding") && !rec.final.isSet("Transfer-Encoding") {
+		rec.final = rec.final.with("Content-Type", http.DetectContentType(rec.body))
 	}
 }
 
@@ -336,14 +356,11 @@ func (rec *recorder) finish() {
 	if rec.hijacked {
 		return
 	}
-	switch {
-	case rec.sent:
-	case len(rec.trailers) > 0 || len(rec.final["Trailer"]) > 0:
-		delete(rec.final, "Content-Length") // a body with trailers is chunked
-	default:
-		if !isEncoded(rec.outer) {
-			setContentLength(rec.final, rec.method, rec.status, len(rec.body))
-		}
+	switch announced, _ := rec.final.find("Trailer"); {
+	case len(rec.trailers) > 0 || announced.count > 0:
+		rec.chunked = true // as a body with trailers is
+	case !isEncoded(rec.outer):
+		rec.length = contentLength(rec.isHead, rec.status, len(rec.body))
 	}
 	rec.send()
 	// net/http looks for trailers in the header map when the handlers have returned.
@@ -357,11 +374,13 @@ func isEncoded(outer http.Header) bool {
 	return encoded
 }
 
-// setContentLength states the length of a body that is known in full.
-func setContentLength(h http.Header, method string, status, n int) {
-	if bodyAllowed(status) && method != http.MethodHead {
-		h["Content-Length"] = []string{strconv.Itoa(n)}
+// contentLength states the length of a body that is known in full, or nothing for a
+// response that has none to state.
+func contentLength(isHead bool, status, n int) string {
+	if isHead || !bodyAllowed(status) {
+		return ""
 	}
+	return strconv.Itoa(n)
 }
 
 // bodyAllowed reports whether a response of the status may have a body, RFC 9110

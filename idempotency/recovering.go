@@ -21,7 +21,7 @@ func (m *middleware) recovering(r *http.Request) *recovery.Attempt {
 	if attempt == nil || m.domain != "" {
 		return nil
 	}
-	if _, nested := r.Context().Value(claimedKey{}).(claimed); nested || !attempt.Take() {
+	if nested := claimOf(r.Context()) != nil; nested || !attempt.Take() {
 		return nil
 	}
 	return attempt
@@ -43,7 +43,7 @@ func (x *exchange) serveRecovery() {
 		x.refuse(reason, err)
 		return
 	}
-	x.serveClaiming(body, ClaimRequest{
+	x.serveClaiming(body, &ClaimRequest{
 		Claim:       Claim{OrgID: x.recovery.OrgID, Key: x.recovery.Key, Token: NewToken(), Kept: true},
 		RequestHash: x.recovery.RequestHash,
 		Lease:       x.lease,

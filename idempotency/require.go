@@ -1,14 +1,14 @@
 package idempotency
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
+	"log/slog"
 	"math"
 	"math/rand/v2"
 	"net/http"
@@ -49,16 +49,19 @@ func Require(store Store, opts ...Option) func(http.Handler) http.Handler {
 		panic("idempotency: WithRecoverable: the store keeps no requests: use pgstore.Store, or another RequestStore")
 	}
 	return func(next http.Handler) http.Handler {
-		return &middleware{config: cfg, store: leases, next: next, leases: newLeaseKeepers(leases, cfg)}
+		steps, _ := leases.(StepStore)
+		return &middleware{config: cfg, store: leases, memory: inProcess(store), stepStore: steps, next: next, leases: newLeaseKeepers(leases, cfg)}
 	}
 }
 
 type middleware struct {
 	*config
-	store  LeaseStore
-	next   http.Handler
-	leases *leaseKeepers
-	deaf   atomic.Bool // the store cannot tell when attempts end, and the log says so
+	store     LeaseStore
+	memory    *MemoryStore // the store where it is one, see inProcess
+	stepStore StepStore    // the store where it is one
+	next      http.Handler
+	leases    *leaseKeepers
+	deaf      atomic.Bool // the store cannot tell when attempts end, and the log says so
 }
 
 // ServeHTTP implements [http.Handler].
@@ -78,7 +81,8 @@ func (m *middleware) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // serveKeyed serves a request that has a key, or is refused for want of one.
 func (m *middleware) serveKeyed(w http.ResponseWriter, r *http.Request, lines []string) {
 	orgID, hasOrg := FromContext(r.Context())
-	x := &exchange{middleware: m, w: w, r: r, event: newEvent(r, orgID, "")}
+	x := &exchange{middleware: m, w: w, r: r}
+	x.event = Event{Decision: DecisionAborted, OrgID: orgID, Method: r.Method, Path: r.URL.Path}
 	defer x.report()
 	if len(lines) == 0 {
 		x.refuse(ErrKeyMissing, nil)
@@ -89,12 +93,12 @@ func (m *middleware) serveKeyed(w http.ResponseWriter, r *http.Request, lines []
 		x.refuse(ErrKeyInvalid, err)
 		return
 	}
-	if outer, ok := r.Context().Value(claimedKey{}).(claimed); ok && m.domain == "" && outer.domain == "" && outer.orgID == orgID && outer.key == key {
-		x.event = nil // the outer Require reports
+	if outer := claimOf(r.Context()); outer != nil && m.domain == "" && outer.domain == "" && outer.orgID == orgID && outer.key == key {
+		x.isInner = true
 		m.next.ServeHTTP(w, r)
 		return
 	}
-	x.key, x.event = key, newEvent(r, orgID, key)
+	x.key = key
 	if x.recovery = m.recovering(r); x.recovery != nil {
 		x.event.Recovered = true
 		x.serveRecovery()
@@ -109,16 +113,16 @@ func (m *middleware) serveKeyed(w http.ResponseWriter, r *http.Request, lines []
 		x.refuse(reason, err)
 		return
 	}
-	hash, err := m.fingerprint(r, body)
+	hash, err := m.fingerprint(r, slices.Clip(body))
 	if err != nil {
 		x.refuse(ErrRequestUnreadable, fmt.Errorf("fingerprint: %w", err))
 		return
 	}
-	kept := m.keep(r, body)
-	x.serveClaiming(body, ClaimRequest{
-		Claim:       Claim{OrgID: orgID, Key: m.scoped(key, r), Token: NewToken(), Kept: kept != nil},
+	kept := m.keep(r, slices.Clip(body))
+	x.serveClaiming(body, &ClaimRequest{
+		Claim:       Claim{OrgID: orgID, Key: m.scoped(key, r), Token: m.newToken(), Kept: kept != nil},
 		RequestHash: bounded(hash),
-		Lease:       m.lease,
+		Lease:       m.term(),
 		TTL:         m.ttl,
 		Interrupted: m.interrupted,
 		Request:     kept,
@@ -143,20 +147,46 @@ func (m *middleware) scoped(key string, r *http.Request) string {
 	return hex.EncodeToString(sum[:16]) + "\x1f" + key
 }
 
-// exchange is one request under the middleware and what becomes of it.
+// term is how long a claim holds unless it is extended.
+func (m *middleware) term() time.Duration {
+	if m.memory != nil {
+		return forever
+	}
+	return m.lease
+}
+
+// newToken returns a token for one attempt. Those of a [MemoryStore] are seen by nobody
+// outside of this process, and the runtime's own generator, which is seeded by the system's
+// and much faster, does for them.
+func (m *middleware) newToken() (t Token) {
+	if m.memory == nil {
+		return NewToken()
+	}
+	binary.NativeEndian.PutUint64(t[:8], rand.Uint64())
+	binary.NativeEndian.PutUint64(t[8:], rand.Uint64())
+	return t
+}
+
+// exchange is one request under the middleware and what becomes of it. Nothing that outlives
+// the request refers to it, so that it costs no memory but on the stack.
 type exchange struct {
 	*middleware
 	w          http.ResponseWriter
 	r          *http.Request
 	key        string            // as the client meant it
 	recovery   *recovery.Attempt // nil but where a worker runs the request again
-	event      *Event
+	event      Event
+	isInner    bool // the outer Require reports
 	releaseErr error
-	keeper     *leaseKeeper // of the claim; nil without a lease
+	began      time.Time     // when the claim was first asked for
+	keeper     *leaseKeeper  // of the claim; nil without a lease
+	completed  *memoryRecord // that the claim met, where the store is a MemoryStore
+	emptied    *[]byte       // of bodies, what the request's buffer came in
+	settled    bool          // the claim has been completed or released, or it was tried
 }
 
 func (x *exchange) report() {
-	if x.event == nil {
+	if x.isInner {
 		return
 	}
 	if x.releaseErr != nil {
@@ -173,7 +203,7 @@ func (x *exchange) report() {
 	if x.recovery != nil {
 		x.recovery.End(string(x.event.Decision), x.event.Status, x.event.Err)
 	}
-	x.middleware.report(x.r.Context(), x.event)
+	x.middleware.report(x.r.Context(), &x.event, x.key)
 }
 
 // refuse answers in the handler's place, for one of this package's reasons. What
@@ -208,43 +238,29 @@ func (x *exchange) runUnprotected(r *http.Request) {
 	x.next.ServeHTTP(x.w, r)
 }
 
-// readBody reads the request's body whole, within the bound, or says for which of
-// this package's reasons it could not.
-func (x *exchange) readBody() (body []byte, reason, cause error) {
-	if x.r.Body == nil || x.r.Body == http.NoBody {
-		return nil, nil, nil
-	}
-	if x.r.ContentLength > x.maxRequestBytes {
-		return nil, ErrRequestTooLarge, fmt.Errorf("%d bytes announced, %d allowed", x.r.ContentLength, x.maxRequestBytes)
-	}
-	const believed = 64 << 10 // of what a client announces, before it has sent anything
-	var buf bytes.Buffer
-	buf.Grow(int(min(max(x.r.ContentLength, 0), believed)) + bytes.MinRead)
-	_, err := buf.ReadFrom(http.MaxBytesReader(x.w, x.r.Body, x.maxRequestBytes))
-	var tooLarge *http.MaxBytesError
-	switch {
-	case errors.As(err, &tooLarge):
-		return nil, ErrRequestTooLarge, fmt.Errorf("more than the %d bytes allowed", tooLarge.Limit)
-	case err != nil:
-		return nil, ErrRequestUnreadable, err
-	}
-	return buf.Bytes(), nil, nil
+// attempt is what one run of the handler needs, in one piece of memory. Goroutines that the
+// handler leaves behind may hold it for longer than the request lasts.
+type attempt struct {
+	ctx      lazyContext
+	claimed  claimed
+	recorder recorder
+	body     bodyReader
+	steps    steps
 }
 
-// request returns the request as the handler is to see it.
-func (x *exchange) request(ctx context.Context, body []byte) *http.Request {
-	r := x.r.WithContext(ctx)
-	if r.Body != nil && r.Body != http.NoBody {
-		r.Body = io.NopCloser(bytes.NewReader(body))
-	}
-	return r
+// storeCalls make the calls of the store for one request.
+type storeCalls struct {
+	r       *http.Request
+	timeout time.Duration // of the store
 }
 
-// storeContext is the context of one step with the store. The request's
+func (x *exchange) calls() storeCalls { return storeCalls{x.r, x.storeTimeout} }
+
+// context is the context of one step with the store. The request's
 // cancellation has no part in it: the outcome of a request whose client left is
 // stored all the same.
-func (x *exchange) storeContext(timeout time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(x.r.Context()), timeout)
+func (c storeCalls) context(timeout time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(c.r.Context()), timeout)
 }
 
 // manyTries are as many as the store timeout allows.
@@ -254,19 +270,18 @@ const manyTries = math.MaxInt
 // timeout, until it succeeds or fails for good. No try may use up the time of the
 // others: a connection that hangs is not the next one. It returns the last error,
 // and whether an earlier try may have taken effect without its answer arriving.
-func (x *exchange) persist(tries int, step func(context.Context) error) (err error, unsure bool) {
-	return x.persistPatiently(x.storeTimeout/time.Duration(min(tries, 3)), tries, step)
+func (c storeCalls) persist(tries int, step func(context.Context) error) (err error, unsure bool) {
+	return c.persistPatiently(c.timeout/time.Duration(min(tries, 3)), tries, step)
 }
 
 // persistPatiently is persist with tries that may take as long as the patience.
-func (x *exchange) persistPatiently(patience time.Duration, tries int, step func(context.Context) error) (err error, unsure bool) {
-	ctx, cancel := x.storeContext(x.storeTimeout)
-	defer cancel()
+func (c storeCalls) persistPatiently(patience time.Duration, tries int, step func(context.Context) error) (err error, unsure bool) {
+	deadline := time.Now().Add(c.timeout)
 	const firstPause, maxPause = 20 * time.Millisecond, 500 * time.Millisecond
 	for pause := firstPause; ; pause = min(2*pause, maxPause) {
-		one, done := context.WithTimeout(ctx, patience)
-		err = step(one)
-		done()
+		ctx, cancel := c.context(min(patience, time.Until(deadline)))
+		err = step(ctx)
+		cancel()
 		if err == nil || isFinal(err) {
 			return err, unsure
 		}
@@ -274,10 +289,9 @@ func (x *exchange) persistPatiently(patience time.Duration, tries int, step func
 			return err, true
 		}
 		unsure = true
-		select {
-		case <-ctx.Done():
+		time.Sleep(min(pause, time.Until(deadline)))
+		if !time.Now().Before(deadline) {
 			return err, true
-		case <-time.After(pause):
 		}
 	}
 }
@@ -291,7 +305,7 @@ func isFinal(err error) bool {
 
 // serveClaiming claims the key and serves the request by what came of that: once,
 // unless a transaction met others, and the store says that it may run again.
-func (x *exchange) serveClaiming(body []byte, req ClaimRequest) {
+func (x *exchange) serveClaiming(body []byte, req *ClaimRequest) {
 	const firstPause, maxPause = 4 * time.Millisecond, 128 * time.Millisecond
 	for pause := firstPause; x.serveOnce(body, req); pause = min(2*pause, maxPause) {
 		req.Rerun++
@@ -300,10 +314,13 @@ func (x *exchange) serveClaiming(body []byte, req ClaimRequest) {
 	}
 }
 
-func (x *exchange) serveOnce(body []byte, req ClaimRequest) (again bool) {
+func (x *exchange) serveOnce(body []byte, req *ClaimRequest) (again bool) {
 	asked := time.Now()
-	result, err := x.claim(req)
-	x.event.Claim = time.Since(asked)
+	x.began = asked
+	result, err := x.claim(req, asked)
+	if result.Outcome != OutcomeCompleted || x.tells(x.r.Context(), slog.LevelDebug) {
+		x.event.Claim = x.elapsed() // a replay that nobody hears of need not look at the clock again
+	}
 	if err == nil && result.Outcome == OutcomeInFlight && x.wait > 0 && x.recovery == nil {
 		result, asked, err = x.await(req)
 		if err != nil && !errors.Is(err, tenancy.ErrUnknownTenant) {
@@ -324,6 +341,9 @@ func (x *exchange) serveOnce(body []byte, req ClaimRequest) (again bool) {
 		return x.serveClaimed(body, req.Claim, result, asked)
 	case OutcomeCompleted:
 		x.serveCompleted(result.Record)
+		if req.Request == nil {
+			x.reuse(body)
+		}
 	case OutcomeInFlight:
 		x.refuse(ErrInFlight, nil)
 		if x.r.Context().Err() != nil {
@@ -339,18 +359,25 @@ func (x *exchange) serveOnce(body []byte, req ClaimRequest) (again bool) {
 	return false
 }
 
-// claim claims the key. A claim whose answer was lost is finished, by asking again
-// with the same token, or else undone, as far as the store can be reached: no claim
-// without an owner stays behind.
-func (x *exchange) claim(req ClaimRequest) (result ClaimResult, err error) {
-	err, unsure := x.persist(2, func(ctx context.Context) error {
-		result, err = x.store.Claim(ctx, req)
+// elapsed is how long ago the claim was first asked for.
+func (x *exchange) elapsed() time.Duration { return time.Since(x.began) }
+
+// claim claims the key, at the given time. A claim whose answer was lost is finished, by
+// asking again with the same token, or else undone, as far as the store can be reached: no
+// claim without an owner stays behind.
+func (x *exchange) claim(req *ClaimRequest, asked time.Time) (result ClaimResult, err error) {
+	if x.memory != nil {
+		result, x.completed = x.memory.claim(req, asked)
+		return result, nil
+	}
+	err, unsure := x.calls().persist(2, func(ctx context.Context) error {
+		result, err = x.store.Claim(ctx, *req)
 		return err
 	})
 	if err == nil || isFinal(err) && !unsure {
 		return result, err
 	}
-	undo, cancel := x.storeContext(x.storeTimeout / 2)
+	undo, cancel := x.calls().context(x.storeTimeout / 2)
 	defer cancel()
 	if undoErr := x.store.Release(undo, x.releasing(req.Claim)); undoErr != nil && !errors.Is(undoErr, ErrLeaseLost) {
 		err = fmt.Errorf("%w; undoing the claim: %w", err, undoErr)
@@ -365,7 +392,9 @@ func (x *exchange) serveUnclaimed(body []byte, err error) {
 		x.refuse(tenancy.ErrUnknownTenant, err)
 	case x.failOpen && !isFinal(err) && x.recovery == nil:
 		x.event.Decision, x.event.Err = DecisionRanUnprotected, err
-		x.runUnprotected(x.request(x.r.Context(), body))
+		unread := new(bodyReader)
+		unread.Reset(body)
+		x.runUnprotected(x.request(x.r.Context(), unread))
 	default:
 		x.refuse(ErrStoreUnavailable, err)
 	}
@@ -373,38 +402,50 @@ func (x *exchange) serveUnclaimed(body []byte, err error) {
 
 // serveCompleted serves a retry of a request that has completed.
 func (x *exchange) serveCompleted(rec *Record) {
+	var kept response
+	if x.completed != nil {
+		kept = x.completed.response
+	} else {
+		kept = newResponse(rec)
+	}
 	if x.replayCheck != nil {
+		if rec == nil {
+			rec = x.completed.record()
+		}
 		if err := x.replayCheck(x.r, rec); err != nil {
 			x.answer(replayDenied(err), DecisionReplayDenied)
 			return
 		}
 	}
-	if rec.Tombstone {
+	if kept.tombstone {
 		problem, decision := newProblem(ErrNotKept, nil)
-		problem.OriginalStatus = rec.ResponseStatus
+		problem.OriginalStatus = kept.status
 		x.answer(problem, decision)
 		return
 	}
-	x.replay(rec)
+	x.replay(kept)
 }
 
 // replay sends the stored response.
-func (x *exchange) replay(rec *Record) {
-	status := rec.ResponseStatus
+func (x *exchange) replay(kept response) {
+	status := kept.status
 	if status == 0 {
 		status = http.StatusOK // written by Put without one; net/http's default as well
 	}
 	x.event.Decision, x.event.Status = DecisionReplayed, status
 	h := x.w.Header()
 	encoded := isEncoded(h)
-	replayHeaders(h, rec)
-	h.Set(x.replayHeader, "true")
-	if !encoded {
-		setContentLength(h, x.r.Method, status, len(rec.ResponseBody))
+	lines := make([]string, 2, 2+kept.headers.count()) // no memory of the record's: others share it
+	addHeaders(h, kept.headers, lines[2:2])
+	lines[0] = "true"
+	h[x.replayHeader] = lines[:1:1]
+	if length := contentLength(x.r.Method == http.MethodHead, status, len(kept.body)); length != "" && !encoded {
+		lines[1] = length
+		h["Content-Length"] = lines[1:2:2]
 	}
 	x.w.WriteHeader(status)
-	if len(rec.ResponseBody) > 0 {
-		x.w.Write(rec.ResponseBody)
+	if len(kept.body) > 0 {
+		x.w.Write(kept.body)
 	}
 }
 
@@ -412,50 +453,60 @@ func (x *exchange) replay(rec *Record) {
 // ends, however the handler does. It reports whether the attempt was rolled back and
 // is to run again; then nothing has been sent.
 func (x *exchange) serveClaimed(body []byte, c Claim, result ClaimResult, asked time.Time) (again bool) {
+	if x.memory != nil {
+		defer x.letLapse(c)
+	}
 	x.event.Attempt = result.Attempt
 	inTx := result.Transaction != nil
-	ctx := x.r.Context()
+	a := new(attempt)
+	a.claimed = claimed{c.OrgID, x.domain, x.key, result.Attempt, result.Transaction, &a.steps}
+	a.ctx.parent, a.ctx.claimed = x.r.Context(), &a.claimed
 	if x.detached {
-		ctx = context.WithoutCancel(ctx)
+		a.ctx.parent = context.WithoutCancel(a.ctx.parent)
 	}
+	ctx := &a.ctx
 	if ctx.Err() != nil { // the client left while the claim was under way
 		x.release(c)
 		x.refuse(ErrNoOutcome, nil)
 		x.event.Decision = DecisionClientLeft
 		return false
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	if !inTx {
+	defer ctx.end(nil)
+	switch {
+	case x.memory != nil:
+		x.memory.hold(c, ctx)
+	case !inTx:
 		// The lease is kept until the outcome is stored, and not just until there is one.
-		x.keeper = x.leases.keep(context.WithoutCancel(ctx), c, asked, cancel)
+		x.keeper = x.leases.keep(c, asked, ctx)
 		defer x.keeper.stop()
 	}
-	rec := newRecorder(ctx, x.w, x.r.Method, x.maxResponseBytes, inTx)
+	rec := &a.recorder
+	rec.begin(ctx, x.w, x.r.Method, x.maxResponseBytes, inTx)
 
-	stepStore, _ := x.store.(StepStore)
-	kept := &steps{store: stepStore, claim: c, persist: x.persist}
-	defer kept.end()
-	started := time.Now()
+	a.steps.store, a.steps.claim, a.steps.calls = x.stepStore, c, x.calls()
+	defer a.steps.end()
+	started := x.elapsed()
 	returned := false
 	defer func() {
 		if returned {
 			return
 		}
 		// A panic or runtime.Goexit goes on from here: nothing recovers it.
-		x.event.Handler = time.Since(started)
+		x.event.Handler = x.elapsed() - started
 		rec.abandon()
 		x.event.Decision = DecisionPanicked
 		x.release(c)
 	}()
-	r := x.request(withClaimed(ctx, claimed{c.OrgID, x.domain, x.key, result.Attempt, result.Transaction, kept}), body)
+	a.body.Reset(body)
+	r := x.request(ctx, &a.body)
 	defer removeUploads(r)
 	x.next.ServeHTTP(rec, r)
 	returned = true
-	kept.end()
-	x.event.Handler = time.Since(started)
+	a.steps.end()
+	x.event.Handler = x.elapsed() - started
 
-	if cause := context.Cause(ctx); cause != nil && rec.silent() {
+	if rec.silent() && ctx.Err() != nil {
+		cause := context.Cause(ctx)
 		rec.abandon()
 		x.release(c)
 		if errors.Is(cause, ErrLeaseLost) {
@@ -476,6 +527,15 @@ func (x *exchange) serveClaimed(body []byte, c Claim, result ClaimResult, asked 
 	// the panic of a rule of the user's, this is what must be known.
 	x.event.Decision = DecisionCompleteFailed
 	return x.end(c, rec, inTx)
+}
+
+// letLapse gives a claim that holds [forever] a lease again, unless it has ended: a rule of
+// the user's panicked after the handler had run, and what a retry gets is for the lease to
+// decide, as over any store.
+func (x *exchange) letLapse(c Claim) {
+	if !x.settled {
+		_ = x.memory.Extend(context.WithoutCancel(x.r.Context()), c, x.lease) // else it is another's
+	}
 }
 
 // removeUploads does for a copy of the request what net/http does for the request
@@ -503,7 +563,7 @@ func (x *exchange) end(c Claim, rec *recorder, inTx bool) (again bool) {
 		rec.finish()
 		return false
 	}
-	err := x.complete(c, x.record(c, rec), inTx)
+	err := x.complete(c, x.outcome(rec), inTx)
 	switch {
 	case errors.Is(err, ErrRerun):
 		rec.abandon()
@@ -537,16 +597,12 @@ func (x *exchange) end(c Claim, rec *recorder, inTx bool) (again bool) {
 	return false
 }
 
-// record makes the record of a response.
-func (x *exchange) record(c Claim, rec *recorder) *Record {
-	record := &Record{OrgID: c.OrgID, Key: c.Key, ResponseStatus: rec.status}
+// outcome is what is to be stored of a response.
+func (x *exchange) outcome(rec *recorder) response {
 	if rec.hijacked || rec.truncated {
-		record.Tombstone = true
-		return record
+		return response{status: rec.status, tombstone: true}
 	}
-	record.ResponseHeaders, record.AppendedHeaders = x.handlerHeaders(rec.outer, rec.final)
-	record.ResponseBody = rec.body
-	return record
+	return response{status: rec.status, headers: x.handlerHeaders(rec.outer, rec.final), body: rec.body}
 }
 
 // complete stores the outcome. A fault of the store is tried again for as long as
@@ -554,21 +610,27 @@ func (x *exchange) record(c Claim, rec *recorder) *Record {
 //
 // A commit that takes long is under way more likely than lost, and to break it off would be
 // to break it off each time; the rest of the time is for finding out what became of it.
-func (x *exchange) complete(c Claim, record *Record, inTx bool) error {
-	started := time.Now()
-	defer func() { x.event.Complete = time.Since(started) }()
+func (x *exchange) complete(c Claim, outcome response, inTx bool) error {
+	started := x.elapsed()
+	defer func() { x.event.Complete = x.elapsed() - started }()
+	if x.memory != nil {
+		x.settled = true
+		return x.memory.complete(c, outcome.compact())
+	}
+	record := outcome.record()
+	record.OrgID, record.Key = c.OrgID, c.Key
 	patience := x.storeTimeout / 3
 	if inTx {
 		patience *= 2
 	}
 	store := func(ctx context.Context) error { return x.store.Complete(ctx, c, record) }
-	err, _ := x.persistPatiently(patience, manyTries, store)
+	err, _ := x.calls().persistPatiently(patience, manyTries, store)
 	if err == nil || isFinal(err) {
 		return err
 	}
 	// The time may have gone by while the process was paused, and the store be well: then
 	// the outcome can be stored yet, or the response that counts is another attempt's.
-	last, cancel := x.storeContext(x.storeTimeout / 3)
+	last, cancel := x.calls().context(x.storeTimeout / 3)
 	defer cancel()
 	err = store(last)
 	if err != nil && !isFinal(err) && x.keeper != nil && x.keeper.wasTold() {
@@ -583,10 +645,10 @@ func (x *exchange) complete(c Claim, record *Record, inTx bool) error {
 // ends by itself when the lease lapses. It reports whether the attempt came to nothing
 // only because of others beside it, and may run again.
 func (x *exchange) release(c Claim) (again bool) {
-	started := time.Now()
-	defer func() { x.event.Complete = time.Since(started) }()
-	c = x.releasing(c)
-	err, unsure := x.persist(3, func(ctx context.Context) error { return x.store.Release(ctx, c) })
+	started := x.elapsed()
+	defer func() { x.event.Complete = x.elapsed() - started }()
+	c, x.settled = x.releasing(c), true
+	err, unsure := x.calls().persist(3, func(ctx context.Context) error { return x.store.Release(ctx, c) })
 	switch {
 	case unsure && errors.Is(err, ErrLeaseLost): // an earlier try did it, and its answer was lost
 	case errors.Is(err, ErrRolledBack): // as it was to be

@@ -89,13 +89,13 @@ func Step[T any](ctx context.Context, name string, fn func(context.Context) (T, 
 }
 
 // stepsOf returns what Step and ChildKey need of the attempt that they run under.
-func stepsOf(ctx context.Context, name string) (claimed, *steps, error) {
-	c, ok := ctx.Value(claimedKey{}).(claimed)
+func stepsOf(ctx context.Context, name string) (*claimed, *steps, error) {
+	c := claimOf(ctx)
 	switch {
-	case !ok || c.steps == nil:
-		return c, nil, ErrNoClaim
+	case c == nil || c.steps == nil:
+		return nil, nil, ErrNoClaim
 	case c.steps.store == nil:
-		return c, nil, ErrNoSteps
+		return nil, nil, ErrNoSteps
 	}
 	return c, c.steps, checkStepName(name)
 }
@@ -119,9 +119,9 @@ func checkStepName(name string) error {
 
 // steps are those of one attempt.
 type steps struct {
-	store   StepStore // nil where the store keeps none
-	claim   Claim
-	persist func(tries int, step func(context.Context) error) (err error, unsure bool)
+	store StepStore // nil where the store keeps none
+	claim Claim
+	calls storeCalls
 
 	mu     sync.Mutex
 	ended  bool // the handler has
@@ -207,7 +207,7 @@ func (s *steps) once(ctx context.Context, name string, unkept error, run func(co
 
 func (s *steps) load(name string) (result []byte, found bool, err error) {
 	const tries = 3 // nothing has happened yet that would be worth a longer wait
-	err, _ = s.persist(tries, func(ctx context.Context) error {
+	err, _ = s.calls.persist(tries, func(ctx context.Context) error {
 		result, found, err = s.store.LoadStep(ctx, s.claim, name)
 		return err
 	})
@@ -215,7 +215,7 @@ func (s *steps) load(name string) (result []byte, found bool, err error) {
 }
 
 func (s *steps) save(name string, result []byte) (stored []byte, err error) {
-	err, _ = s.persist(manyTries, func(ctx context.Context) error {
+	err, _ = s.calls.persist(manyTries, func(ctx context.Context) error {
 		stored, err = s.store.SaveStep(ctx, s.claim, name, result)
 		return err
 	})

@@ -12,7 +12,7 @@ import (
 // await waits for the attempt in flight to end, for as long as [WithWait] allows and
 // the client stays, and claims the key again whenever it may have. It returns the
 // last answer and when that was asked for.
-func (x *exchange) await(req ClaimRequest) (result ClaimResult, asked time.Time, err error) {
+func (x *exchange) await(req *ClaimRequest) (result ClaimResult, asked time.Time, err error) {
 	began := time.Now()
 	defer func() { x.event.Wait = time.Since(began) }()
 	ctx, cancel := context.WithTimeout(x.r.Context(), x.wait)
@@ -26,10 +26,11 @@ func (x *exchange) await(req ClaimRequest) (result ClaimResult, asked time.Time,
 	if ended == nil {
 		pause = firstPause
 	}
-	req.Await = true
+	waiting := *req
+	waiting.Await = true
 	for {
 		asked = time.Now()
-		result, err = x.claim(req)
+		result, err = x.claim(&waiting, asked)
 		if err != nil || result.Outcome != OutcomeInFlight || ctx.Err() != nil {
 			return result, asked, err
 		}
