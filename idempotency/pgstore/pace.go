@@ -23,6 +23,7 @@ const (
 )
 
 func newPace(least, most int) pace {
+	most = min(most, 1<<30) // what a float64 can count
 	return pace{least: float64(min(least, most)), most: float64(most), room: float64(most)}
 }
 

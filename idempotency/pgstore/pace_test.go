@@ -1,6 +1,7 @@
 package pgstore_test
 
 import (
+	"math"
 	"testing"
 	"time"
 
@@ -34,6 +35,14 @@ func TestPace(t *testing.T) {
 	serve("far away", far, most)
 	serve("on the same processors", near, least)
 	serve("far away again", far, most)
+}
+
+// TestPaceOfAll: as many as there may ever be are many.
+func TestPaceOfAll(t *testing.T) {
+	t.Parallel()
+	if n := pgstore.NewPace(math.MaxInt, math.MaxInt).Limit(); n < 1_000_000 {
+		t.Errorf("%d at once", n)
+	}
 }
 
 // TestPaceWithoutNeed: what nobody waits for does not grow, nor do few become fewer than
