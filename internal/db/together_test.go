@@ -179,11 +179,18 @@ func TestManyKeysAreFoundByTheirIndex(t *testing.T) {
 	tenant, org := newSchema(t, pool)
 	config := pool.Config()
 	config.MaxConns = 1
+	pool.Close()
 	pool, err := pgxpool.NewWithConfig(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer pool.Close()
+	for deadline, others := time.Now().Add(20*time.Second), 1; others > 0; { // they report what they did as they leave
+		err := pool.QueryRow(t.Context(), "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()").Scan(&others)
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("%d other connections, %v", others, err)
+		}
+	}
 	table := tenant.Schema() + ".idempotency_records"
 	if _, err := pool.Exec(t.Context(), "VACUUM ANALYZE "+table); err != nil {
 		t.Fatal(err)
