@@ -38,7 +38,7 @@ var (
 
 var targets = []target{
 	{mode: leases, name: "ClaimInsert", claims: true},
-	{mode: leases, name: "ClaimSelect", claims: true},
+	{mode: leases, name: "ClaimSelect", claims: true, lapsed: true}, // a key without a record is not looked up
 	{mode: leases, name: "ClaimTakeOver", claims: true, lapsed: true},
 	{mode: leases, name: "Extend", long: true},
 	{mode: leases, name: "LoadStep", step: true},
