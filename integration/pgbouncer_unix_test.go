@@ -235,6 +235,11 @@ func TestPgBouncer(t *testing.T) {
 				direct, pooled := b.pools(t, name+"_shared", mode)
 				testSharedConnections(t, direct, pooled)
 			})
+			t.Run("many together", func(t *testing.T) {
+				t.Parallel()
+				direct, pooled := b.pools(t, name+"_together", mode)
+				testTogether(t, direct, pooled)
+			})
 			t.Run("connections die", func(t *testing.T) {
 				t.Parallel()
 				direct, pooled := b.pools(t, name+"_dying", mode)
@@ -347,6 +352,50 @@ func wantClean(t *testing.T, direct, pooled *pgxpool.Pool) {
 			t.Fatalf("%d advisory locks and %d transactions are left, %v", locks, open, err)
 		}
 	}
+}
+
+// testTogether has many requests go in few transactions, for which those change settings:
+// none may be left behind on a connection that others get.
+func testTogether(t *testing.T, direct, pooled *pgxpool.Pool) {
+	store := storetest.NewStore(t, pooled, pgstore.WithCoalescing(1), pgstore.WithRelaxedClaims())
+	var orgs []uuid.UUID
+	for range 3 {
+		orgs = append(orgs, storetest.NewTenant(t, direct))
+	}
+	const keys = 60
+	var claimed atomic.Int64
+	var wg sync.WaitGroup
+	for i := range 3 * keys {
+		wg.Go(func() {
+			req := idempotency.ClaimRequest{
+				Claim:       idempotency.Claim{OrgID: orgs[i%3], Key: fmt.Sprint("key-", i%keys), Token: idempotency.NewToken()},
+				RequestHash: "hash", Lease: time.Minute, TTL: time.Hour,
+			}
+			result, err := store.Claim(t.Context(), req)
+			if err == nil && result.Outcome == idempotency.OutcomeClaimed {
+				claimed.Add(1)
+				err = store.Complete(t.Context(), req.Claim, &idempotency.Record{ResponseStatus: http.StatusCreated})
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if claimed.Load() != keys {
+		t.Errorf("%d claims of %d keys", claimed.Load(), keys)
+	}
+	for range 50 {
+		wg.Go(func() {
+			var settings string
+			err := pooled.QueryRow(t.Context(), `SELECT current_setting('synchronous_commit') || ' ' || current_setting('enable_seqscan') || ' ' ||
+				current_setting('enable_hashjoin') || ' ' || current_setting('enable_mergejoin')`).Scan(&settings)
+			if err != nil || settings != "on on on on" {
+				t.Errorf("%s, %v: a setting was left behind", settings, err)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // testSharedConnections: many tenants, more requests at a time than the server has
