@@ -9,12 +9,12 @@ INSERT INTO /*tenant.*/idempotency_records AS r (
 ON CONFLICT (org_id, key) DO NOTHING;
 
 -- name: ClaimInsertMany :many
--- ClaimInsertMany is ClaimInsert for many keys. It returns the tokens of those that it has
--- claimed, and locks in the order in which the keys are given.
+-- ClaimInsertMany is ClaimInsert for many keys of a tenant. It returns the tokens of those
+-- that it has claimed, and locks in the order in which the keys are given.
 INSERT INTO /*tenant.*/idempotency_records AS r (
     created_at, expires_at, lease_until, token, org_id, attempt, response_kept, key, request_hash
 )
-SELECT now(), now() + @ttl::interval, now() + @lease::interval, unnest(@tokens::uuid[]), unnest(@org_ids::uuid[]), 1, true,
+SELECT now(), now() + @ttl::interval, now() + @lease::interval, unnest(@tokens::uuid[]), @org_id::uuid, 1, true,
        unnest(@keys::text[]), unnest(@request_hashes::bytea[])
 ON CONFLICT (org_id, key) DO NOTHING
 RETURNING r.token;
@@ -30,15 +30,22 @@ FROM /*tenant.*/idempotency_records AS r
 WHERE r.org_id = @org_id AND r.key = @key;
 
 -- name: ClaimSelectMany :many
--- ClaimSelectMany is ClaimSelect for many keys.
-SELECT r.org_id, r.key,
+-- ClaimSelectMany is ClaimSelect for many keys of a tenant. OFFSET 0 has each key looked up
+-- by itself, by all of the primary key: with another plan, made and kept while the table was
+-- small, all of it or all of its index would be read when it has grown.
+SELECT r.key,
        r.token, r.attempt, r.awaited, r.request_hash, r.created_at, r.expires_at,
        r.response_status, r.response_kept, r.response_headers, r.response_body,
        (r.completed_at IS NOT NULL)::boolean AS completed,
        (r.expires_at <= now())::boolean AS expired,
        (r.lease_until <= now())::boolean AS lapsed
-FROM (SELECT unnest(@org_ids::uuid[]) AS org_id, unnest(@keys::text[]) AS key) AS k
-JOIN /*tenant.*/idempotency_records AS r ON r.org_id = k.org_id AND r.key = k.key;
+FROM (SELECT unnest(@keys::text[]) AS key) AS k
+CROSS JOIN LATERAL (
+    SELECT l.*
+    FROM /*tenant.*/idempotency_records AS l
+    WHERE l.org_id = @org_id AND l.key = k.key
+    OFFSET 0
+) AS r;
 
 -- name: ClaimTakeOver :one
 -- ClaimTakeOver claims a record that has expired or whose lease has lapsed, if it
@@ -78,19 +85,6 @@ SET completed_at = now(), response_status = @response_status::integer, response_
     response_headers = @response_headers, response_body = @response_body
 WHERE r.org_id = @org_id AND r.key = @key AND r.token = @token
 RETURNING r.awaited;
-
--- name: CompleteMany :many
--- CompleteMany is Complete for many attempts. It returns those that held their tokens.
-UPDATE /*tenant.*/idempotency_records AS r
-SET completed_at = now(), response_status = c.response_status, response_kept = c.response_kept,
-    response_headers = c.response_headers, response_body = c.response_body
-FROM (
-    SELECT unnest(@org_ids::uuid[]) AS org_id, unnest(@keys::text[]) AS key, unnest(@tokens::uuid[]) AS token,
-           unnest(@response_statuses::integer[]) AS response_status, unnest(@response_kepts::boolean[]) AS response_kept,
-           unnest(@response_headers::bytea[]) AS response_headers, unnest(@response_bodies::bytea[]) AS response_body
-) AS c
-WHERE r.org_id = c.org_id AND r.key = c.key AND r.token = c.token
-RETURNING r.token, r.awaited;
 
 -- name: Release :one
 -- Release removes the record of a first attempt that ends without an outcome and
@@ -187,12 +181,11 @@ SELECT (r.completed_at IS NOT NULL AND r.token = @token)::boolean AS completed
 FROM /*tenant.*/idempotency_records AS r
 WHERE r.org_id = @org_id AND r.key = @key;
 
--- name: PlanForKeys :exec
--- PlanForKeys has the statements for many keys that come after it in the transaction
--- planned for the table's primary key, which is right for a table of every size: one that
--- was small when a plan was made and kept may have grown since.
-SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
-       set_config('enable_mergejoin', 'off', true);
+-- name: BeginTogether :exec
+-- BeginTogether sets, for the transaction alone, how long each of its statements may take,
+-- so that it ends before those who wait for it give it up; and that none is planned for
+-- reading a table whole, which looks cheap while that is small.
+SELECT set_config('statement_timeout', @bound::text, true), set_config('enable_seqscan', 'off', true);
 
 -- name: RelaxCommit :exec
 -- RelaxCommit has the transaction's commit not wait for the disk.

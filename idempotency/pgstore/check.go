@@ -12,7 +12,7 @@ import (
 // CHECK costs each statement that writes a row more than the row.
 const (
 	maxKeyBytes  = 512
-	maxHashBytes = 512
+	maxHashBytes = 511 // stored behind a byte that tells its form
 )
 
 // checkKey refuses a key or a fingerprint that cannot be stored.

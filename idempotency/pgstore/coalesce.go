@@ -2,22 +2,26 @@ package pgstore
 
 import (
 	"context"
+	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgidem/pgidem/internal/db"
 )
 
 // coalescer runs the statements of many requests on few connections: while as many runs
-// as it allows are under way, what comes gathers, and the first run that ends makes room
-// for all of that at once, in one round trip and one transaction. What comes when there is
-// room goes at once and by itself, so nothing ever waits for company.
+// as are worth having are under way, what comes gathers, and the first run that ends makes
+// room for all of that at once, in one round trip and one transaction. What comes when there
+// is room goes at once and by itself, so nothing ever waits for company.
 //
-// A statement that fails takes the others of its transaction with it; they are then run
-// again, each by itself. The schema that it was of goes by itself for a while.
+// A statement that fails, or takes too long, takes the others of its transaction with it;
+// they are then run again, each by itself. So is, for a while, all of a schema of which
+// none has succeeded since.
 type coalescer struct {
 	pool    *pgxpool.Pool
 	relaxed bool // commits do not wait for the disk
@@ -31,12 +35,18 @@ type coalescer struct {
 }
 
 const (
-	maxCoalesced      = 128                    // calls in one transaction
-	maxCoalescedBytes = 1 << 20                // of their arguments, more or less
-	stalled           = 100 * time.Millisecond // without the end of a run, while calls wait
-	asideFor          = 10 * time.Second       // after a failure
-	maxAside          = 1024                   // schemas
-	maxPatience       = time.Second            // with many together
+	maxCoalesced      = 128     // calls in one transaction
+	maxCoalescedBytes = 1 << 20 // of what they send and get, more or less
+
+	// A statement of many calls together may take 20 times as long as the shortest run of
+	// late, and as long as this in any case; so may all runs, before others stop waiting
+	// for them. All of a transaction may take a second, for slow commits.
+	minBound    = 100 * time.Millisecond
+	boundRuns   = 20
+	maxPatience = time.Second
+
+	asideFor = 10 * time.Second
+	maxAside = 1024 // schemas
 )
 
 // call is an operation and its way through a coalescer.
@@ -47,7 +57,9 @@ type call struct {
 	deadline time.Time // zero for none
 
 	ready chan lead // gets what is to be run to who is to run it; nothing to the others, when it has been
-	alone bool      // it has had no effect, and is to be run by itself
+	begun bool      // it is out of the line
+	left  bool      // nobody waits for it
+	alone bool      // it is not known to have had an effect, and is to be run by itself
 }
 
 // lead is what falls to the first of those that wait.
@@ -62,30 +74,38 @@ type run struct {
 	stuck bool // it waits for a lock, or for a dead connection, and others do not wait for it
 }
 
-// do does op: by itself, or with others. bytes is about what its arguments take.
+// do does op: by itself, or with others. bytes is about what its arguments and its results
+// take.
 func (co *coalescer) do(ctx context.Context, schema string, op db.KeyOp, bytes int) error {
 	c := &call{op: op, schema: schema, bytes: bytes}
 	c.deadline, _ = ctx.Deadline()
 	switch place, r := co.enter(c); place {
 	case placeFree:
 		defer co.leave(r)
-		return co.runAlone(ctx, c)
-	case placeAside:
-		return co.run(ctx, op.Statements)
-	}
-	select {
-	case l := <-c.ready:
-		co.lead(ctx, l)
-	case <-ctx.Done():
-		if co.forget(c) {
-			return ctx.Err()
+		err := co.run(ctx, op.Statements)
+		if isOwnFault(err) {
+			co.setAside(c)
 		}
-		co.lead(ctx, <-c.ready)
+		return err
+	case placeInLine:
+		select {
+		case l := <-c.ready:
+			co.lead(l)
+		case <-ctx.Done():
+			if co.forget(c) {
+				return ctx.Err()
+			}
+			co.lead(<-c.ready)
+		}
+		if !c.alone {
+			return nil
+		}
 	}
-	if c.alone {
-		return co.runAlone(ctx, c)
+	err := co.run(ctx, op.Statements)
+	if err == nil {
+		co.takeBack(schema)
 	}
-	return nil
+	return err
 }
 
 // place is where a call goes.
@@ -141,18 +161,30 @@ func (co *coalescer) leave(r *run) {
 // next begins the run of those who wait, if there are any. The first of them leads. The
 // lock is held.
 func (co *coalescer) next() {
-	if len(co.waiting) == 0 {
-		return
-	}
+	var together []*call
 	n, size := 0, 0
-	for n < min(len(co.waiting), maxCoalesced) && (n == 0 || size+co.waiting[n].bytes <= maxCoalescedBytes) {
-		size += co.waiting[n].bytes
+	for n < len(co.waiting) && len(together) < maxCoalesced {
+		c := co.waiting[n]
+		if !c.left {
+			if size += c.bytes; len(together) > 0 && size > maxCoalescedBytes {
+				break
+			}
+			c.begun, together = true, append(together, c)
+		}
 		n++
 	}
-	together := slices.Clone(co.waiting[:n])
-	co.waiting = slices.Delete(co.waiting, 0, n)
-	together[0].ready <- lead{together, co.begin()}
+	clear(co.waiting[:n])
+	if co.waiting = co.waiting[n:]; len(co.waiting) == 0 {
+		co.waiting = nil
+	}
+	if len(together) > 0 {
+		together[0].ready <- lead{together, co.begin()}
+	}
 }
+
+// bound is how long a statement may take that others depend on, and a run that others wait
+// for. The lock is held.
+func (co *coalescer) bound() time.Duration { return max(minBound, boundRuns*co.pace.quickest()) }
 
 // watch watches, while calls wait, that runs come to an end. The lock is held.
 func (co *coalescer) watch() {
@@ -160,9 +192,9 @@ func (co *coalescer) watch() {
 	case len(co.waiting) == 0 && co.stall != nil:
 		co.stall.Stop()
 	case len(co.waiting) > 0 && co.stall == nil:
-		co.stall = time.AfterFunc(stalled, co.unstall)
+		co.stall = time.AfterFunc(co.bound(), co.unstall)
 	case len(co.waiting) > 0:
-		co.stall.Reset(stalled)
+		co.stall.Reset(co.bound())
 	}
 }
 
@@ -181,69 +213,59 @@ func (co *coalescer) unstall() {
 	co.watch()
 }
 
-// forget takes a call that nobody has begun to run out of the line.
+// forget takes a call out of the line that nobody has begun to run.
 func (co *coalescer) forget(c *call) bool {
 	co.mu.Lock()
 	defer co.mu.Unlock()
-	i := slices.Index(co.waiting, c)
-	if i < 0 {
+	if c.begun {
 		return false
 	}
-	co.waiting = slices.Delete(co.waiting, i, i+1)
+	c.left = true
 	return true
 }
 
 // lead runs calls together, if there are any.
-func (co *coalescer) lead(ctx context.Context, l lead) {
+func (co *coalescer) lead(l lead) {
 	if l.run == nil {
 		return
 	}
-	together := l.together
 	defer co.leave(l.run)
-	for _, c := range together {
+	for _, c := range l.together {
 		c.alone = true // until it has been run
 	}
 	defer func() {
-		for _, c := range together[1:] { // the first leads
+		for _, c := range l.together[1:] { // the first leads
 			c.ready <- lead{}
 		}
 	}()
-	if co.runTogether(ctx, together) != nil {
+	if co.runTogether(l.together) != nil {
+		co.setAside(l.together...)
 		return
 	}
-	for _, c := range together {
+	for _, c := range l.together {
 		c.alone = false
 	}
 }
 
-// runTogether runs the calls in one transaction. It is not bound to the request of which it
-// is called. It may take half of the time that any of them has left, and a second at most:
-// the rest is for each by itself, should one of them hold up the others.
-func (co *coalescer) runTogether(ctx context.Context, together []*call) error {
-	var patience time.Duration
-	for _, c := range together {
-		if c.deadline.IsZero() {
-			patience = maxPatience
-			break
-		}
-		patience = max(patience, min(time.Until(c.deadline)/2, maxPatience))
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
-	defer cancel()
+// runTogether runs the calls in one transaction, which belongs to no single one of their
+// requests. It may take half of the time that each of them has left: the rest is for each
+// by itself. Statements have half of that again, so that it is the server that ends what
+// takes too long, and says that nothing has happened.
+func (co *coalescer) runTogether(together []*call) error {
+	patience := maxPatience
 	ops := make([]db.KeyOp, len(together))
 	for i, c := range together {
 		ops[i] = c.op
+		if !c.deadline.IsZero() {
+			patience = min(patience, time.Until(c.deadline)/2)
+		}
 	}
-	return co.run(ctx, func() ([]db.Statement, error) { return db.Together(ops) })
-}
-
-// runAlone runs a call by itself. If that fails, so may others of its schema.
-func (co *coalescer) runAlone(ctx context.Context, c *call) error {
-	err := co.run(ctx, c.op.Statements)
-	if err != nil {
-		co.setAside(c)
-	}
-	return err
+	co.mu.Lock()
+	bound := min(co.bound(), patience/2)
+	co.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return co.run(ctx, func() ([]db.Statement, error) { return db.Together(ops, bound) })
 }
 
 func (co *coalescer) run(ctx context.Context, of func() ([]db.Statement, error)) error {
@@ -257,6 +279,14 @@ func (co *coalescer) run(ctx context.Context, of func() ([]db.Statement, error))
 	return db.Run(ctx, co.pool, statements...)
 }
 
+// isOwnFault reports whether the server has refused a statement for what it is, or for the
+// tenant that it is of.
+func isOwnFault(err error) bool {
+	const classOperatorIntervention = "57" // a timeout, or a shutdown
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && !isSerializationFailure(err) && !strings.HasPrefix(pgErr.Code, classOperatorIntervention)
+}
+
 func (co *coalescer) isAside(schema string) bool {
 	until, ok := co.aside[schema]
 	if ok && time.Now().After(until) {
@@ -266,14 +296,25 @@ func (co *coalescer) isAside(schema string) bool {
 	return ok
 }
 
-func (co *coalescer) setAside(c *call) {
+// setAside has all of the schemas of the calls go by itself until one has succeeded.
+func (co *coalescer) setAside(calls ...*call) {
 	co.mu.Lock()
 	defer co.mu.Unlock()
-	if len(co.aside) >= maxAside {
-		clear(co.aside)
-	}
 	if co.aside == nil {
 		co.aside = make(map[string]time.Time)
 	}
-	co.aside[c.schema] = time.Now().Add(asideFor)
+	until := time.Now().Add(asideFor)
+	for _, c := range calls {
+		if len(co.aside) >= maxAside {
+			clear(co.aside)
+		}
+		co.aside[c.schema] = until
+	}
+}
+
+// takeBack has those of a schema go with others again.
+func (co *coalescer) takeBack(schema string) {
+	co.mu.Lock()
+	defer co.mu.Unlock()
+	delete(co.aside, schema)
 }

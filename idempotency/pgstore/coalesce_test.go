@@ -3,9 +3,11 @@ package pgstore_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -439,5 +441,140 @@ func TestCoalescingOptions(t *testing.T) {
 	t.Parallel()
 	if _, err := pgstore.New(pgtest.NewPool(t), storetest.PerOrg, pgstore.WithCoalescing(0)); err == nil || !strings.Contains(err.Error(), "WithCoalescing") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestShortDeadlinesBesideBlocked: one tenant's blocked statement, whose caller has time,
+// does not use up the time of another's.
+func TestShortDeadlinesBesideBlocked(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	free, locked := storetest.NewTenant(t, pool), storetest.NewTenant(t, pool)
+	cfg := pool.Config()
+	cfg.MaxConns = 16
+	p, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	store := storetest.NewStore(t, p, pgstore.WithCoalescing(1))
+	lockTable(t, pool, locked)
+	blocked, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var others, wg sync.WaitGroup
+	for i := range 4 { // the first by itself, the others in line with those of the free tenant
+		others.Go(func() { _, _ = store.Claim(blocked, claimRequest(locked, fmt.Sprint("key-", i))) })
+	}
+	waitForLock(t, pool)
+	for i := range 20 {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // half of it, were that of the blocked ones taken, is not enough
+			defer cancel()
+			if _, err := store.Claim(ctx, claimRequest(free, fmt.Sprint("key-", i))); err != nil {
+				t.Errorf("of the free tenant: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	cancel()
+	others.Wait()
+}
+
+// TestTransactionGivenUpHasEnded: what goes together is ended by the server before those
+// who wait give it up, though no request to cancel it arrives. It would come true later
+// otherwise, and claim what had been released since.
+func TestTransactionGivenUpHasEnded(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol} {
+		t.Run(mode.String(), func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.NewPool(t)
+			free, locked := storetest.NewTenant(t, pool), storetest.NewTenant(t, pool)
+			cfg := pool.Config()
+			cfg.MaxConns = 16
+			cfg.ConnConfig.DefaultQueryExecMode = mode
+			dial := cfg.ConnConfig.DialFunc
+			cfg.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+				conn, err := dial(ctx, network, address)
+				return noCancel{conn}, err
+			}
+			p, err := pgxpool.NewWithConfig(t.Context(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			store := storetest.NewStore(t, p, pgstore.WithCoalescing(1))
+			release := lockTable(t, pool, locked)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			var others, wg sync.WaitGroup
+			for i := range 4 {
+				others.Go(func() { _, _ = store.Claim(ctx, claimRequest(locked, fmt.Sprint("key-", i))) })
+			}
+			waitForLock(t, pool)
+			for i := range 20 {
+				wg.Go(func() {
+					req := claimRequest(free, fmt.Sprint("key-", i))
+					mustClaim(t, store, req, idempotency.OutcomeClaimed)
+					if err := store.Release(t.Context(), req.Claim); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			release() // what still waits in the server goes on now
+			others.Wait()
+			for range 20 {
+				var n int
+				if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM `+storetest.SchemaOf(t, free).Quoted()+`.idempotency_records`).Scan(&n); err != nil || n > 0 {
+					t.Fatalf("%d released claims have come back, %v", n, err)
+				}
+			}
+		})
+	}
+}
+
+// noCancel is a connection on which a request to cancel does not get through.
+type noCancel struct{ net.Conn }
+
+func (c noCancel) Write(p []byte) (int, error) {
+	if len(p) == 16 && binary.BigEndian.Uint32(p[4:]) == 80877102 { // PostgreSQL documentation, section 55.7, CancelRequest
+		return 0, errors.New("lost")
+	}
+	return c.Conn.Write(p)
+}
+
+// TestCancellationIsNoFailure: a caller that has left does not make others go by themselves.
+func TestCancellationIsNoFailure(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	org := storetest.NewTenant(t, pool)
+	cfg := pool.Config()
+	trips := &tripCounter{}
+	cfg.ConnConfig.DialFunc = trips.dial(cfg.ConnConfig.DialFunc)
+	cfg.MaxConns = 2
+	counted, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer counted.Close()
+	store := storetest.NewStore(t, counted, pgstore.WithCoalescing(1))
+	mustClaim(t, store, claimRequest(org, "warm"), idempotency.OutcomeClaimed)
+	left, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := store.Claim(left, claimRequest(org, "left")); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	release := lockTable(t, pool, org)
+	before := trips.turns.Load()
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Go(func() { mustClaim(t, store, claimRequest(org, fmt.Sprint("key-", i)), idempotency.OutcomeClaimed) })
+	}
+	waitForLock(t, pool)
+	release()
+	wg.Wait()
+	if n := trips.turns.Load() - before; n > 50 {
+		t.Errorf("100 claims took %d round trips", n)
 	}
 }

@@ -36,14 +36,18 @@ func (p *pace) saw(took time.Duration, now time.Time, othersWait bool) {
 		p.before, p.shortest, p.ends = p.shortest, took, now.Add(paceWindow)
 	}
 	p.shortest = min(p.shortest, took)
-	shortest := p.shortest
-	if p.before > 0 {
-		shortest = min(shortest, p.before)
-	}
 	switch {
-	case took > paceSlow*shortest:
+	case took > paceSlow*p.quickest():
 		p.room = max(p.least, p.room-paceStep)
 	case othersWait:
 		p.room = min(p.most, p.room+paceStep)
 	}
+}
+
+// quickest is what the shortest run of late has taken, 0 before there was one.
+func (p *pace) quickest() time.Duration {
+	if p.before > 0 {
+		return min(p.before, p.shortest)
+	}
+	return p.shortest
 }

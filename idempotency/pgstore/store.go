@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -34,6 +35,7 @@ type Store struct {
 	claims   *coalescer
 	outcomes *coalescer // the same, unless claims are relaxed
 	seen     *seenKeys
+	replayed atomic.Int64 // about how many bytes a look finds
 }
 
 var (
@@ -60,11 +62,12 @@ func WithListenConfig(config *pgx.ConnConfig) Option {
 	}
 }
 
-// WithCoalescing bounds the transactions that the store has under way at once to claim and
-// complete, and as many again to look for responses to be replayed; n is at least 1. What
-// comes beyond that gathers meanwhile, and goes together, in one transaction and one round
-// trip, as soon as one of them has ended. So requests never wait for company, but only while
-// n others are under way.
+// WithCoalescing sets how many transactions the store has under way at once to claim and
+// complete, and how many to look for responses to be replayed, before what comes gathers; n
+// is at least 1. What has gathered goes together, in one transaction and one round trip, as
+// soon as one of them has ended. So requests never wait for company, but only while n others
+// are under way. Transactions that take unusually long, 0.1 s or more, are not waited for,
+// so it is no bound on connections: that is the pool's.
 //
 // By default they are as many as the pool has connections at most, and fewer, down to 2,
 // while each takes more than twice as long as the shortest of the last seconds: then it is
@@ -73,7 +76,8 @@ func WithListenConfig(config *pgx.ConnConfig) Option {
 // once get more done.
 //
 // A statement that fails is none of the other requests' concern: they are run again by
-// themselves, and so for a while is everything of the tenant whose it was.
+// themselves, and so is everything of a schema for ten seconds, or until something of it
+// has succeeded again.
 func WithCoalescing(n int) Option {
 	return func(s *Store) error {
 		if n < 1 {
@@ -90,7 +94,7 @@ func WithCoalescing(n int) Option {
 //
 // A crash of the server, not of the service, can then undo the claims of its last moments,
 // three times wal_writer_delay at most (600 ms by default; PostgreSQL 15 documentation,
-// section 30.4), whose outcomes were not yet stored. A service that lives on goes on with
+// section 30.4; where a standby takes over, what it had not received by then), whose outcomes were not yet stored. A service that lives on goes on with
 // such a request, and a retry that comes after the crash does not find it in flight: both
 // run, and only one of them can store its outcome. So this is for handlers whose effects may
 // happen twice at such a moment, or are made once by whom they ask ([idempotency.ChildKey]).
@@ -259,7 +263,11 @@ func (s *Store) firstLook(ctx context.Context, tenant db.Tenant, req idempotency
 // look looks at the record of a key.
 func (s *Store) look(ctx context.Context, tenant db.Tenant, c idempotency.Claim) (row db.ClaimSelectRow, found bool, err error) {
 	look := tenant.Look(db.ClaimSelectParams{OrgID: db.UUID(c.OrgID), Key: c.Key})
-	err = s.looks.do(ctx, tenant.Schema(), look, 0)
+	usual := s.replayed.Load()
+	err = s.looks.do(ctx, tenant.Schema(), look, int(usual))
+	if n := int64(len(look.Row.ResponseBody)); err == nil && look.Found {
+		s.replayed.Store(usual + (n-usual)/8) // others may overwrite it: it is a guess
+	}
 	return look.Row, err == nil && look.Found, err
 }
 
@@ -407,7 +415,7 @@ func (s *Store) Clear(ctx context.Context, orgID uuid.UUID) error {
 	if err != nil {
 		return err
 	}
-	_, err = db.New(tenant).ClearRecords(ctx, db.UUID(orgID))
+	_, err = repeated(func() (int64, error) { return db.New(tenant).ClearRecords(ctx, db.UUID(orgID)) })
 	s.listener.ends.SignalAll()
 	return translate("clear", orgID, s.outdatedOrMissing(ctx, tenant, orgID, err))
 }

@@ -33,6 +33,10 @@ func (o *keyOp) compare(other *keyOp) int {
 		slices.Compare(o.orgID.Bytes[:], other.orgID.Bytes[:]), strings.Compare(o.key, other.key))
 }
 
+func (o *keyOp) sameTenant(other *keyOp) bool {
+	return o.tenant.schema == other.tenant.schema && o.orgID == other.orgID
+}
+
 // Look is [Queries.ClaimSelect].
 type Look struct {
 	keyOp

@@ -12,6 +12,18 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
+const beginTogether = `-- name: BeginTogether :exec
+SELECT set_config('statement_timeout', $1::text, true), set_config('enable_seqscan', 'off', true)
+`
+
+// BeginTogether sets, for the transaction alone, how long each of its statements may take,
+// so that it ends before those who wait for it give it up; and that none is planned for
+// reading a table whole, which looks cheap while that is small.
+func (q *Queries) BeginTogether(ctx context.Context, bound string) error {
+	_, err := q.db.Exec(ctx, beginTogether, bound)
+	return err
+}
+
 const claimInsert = `-- name: ClaimInsert :execrows
 INSERT INTO /*tenant.*/idempotency_records AS r (
     created_at, expires_at, lease_until, token, org_id, attempt, response_kept, key, request_hash
@@ -51,7 +63,7 @@ const claimInsertMany = `-- name: ClaimInsertMany :many
 INSERT INTO /*tenant.*/idempotency_records AS r (
     created_at, expires_at, lease_until, token, org_id, attempt, response_kept, key, request_hash
 )
-SELECT now(), now() + $1::interval, now() + $2::interval, unnest($3::uuid[]), unnest($4::uuid[]), 1, true,
+SELECT now(), now() + $1::interval, now() + $2::interval, unnest($3::uuid[]), $4::uuid, 1, true,
        unnest($5::text[]), unnest($6::bytea[])
 ON CONFLICT (org_id, key) DO NOTHING
 RETURNING r.token
@@ -61,19 +73,19 @@ type ClaimInsertManyParams struct {
 	Ttl           time.Duration
 	Lease         time.Duration
 	Tokens        []pgtype.UUID
-	OrgIds        []pgtype.UUID
+	OrgID         pgtype.UUID
 	Keys          []string
 	RequestHashes [][]byte
 }
 
-// ClaimInsertMany is ClaimInsert for many keys. It returns the tokens of those that it has
-// claimed, and locks in the order in which the keys are given.
+// ClaimInsertMany is ClaimInsert for many keys of a tenant. It returns the tokens of those
+// that it has claimed, and locks in the order in which the keys are given.
 func (q *Queries) ClaimInsertMany(ctx context.Context, arg ClaimInsertManyParams) ([]pgtype.UUID, error) {
 	rows, err := q.db.Query(ctx, claimInsertMany,
 		arg.Ttl,
 		arg.Lease,
 		arg.Tokens,
-		arg.OrgIds,
+		arg.OrgID,
 		arg.Keys,
 		arg.RequestHashes,
 	)
@@ -149,23 +161,27 @@ func (q *Queries) ClaimSelect(ctx context.Context, arg ClaimSelectParams) (Claim
 }
 
 const claimSelectMany = `-- name: ClaimSelectMany :many
-SELECT r.org_id, r.key,
+SELECT r.key,
        r.token, r.attempt, r.awaited, r.request_hash, r.created_at, r.expires_at,
        r.response_status, r.response_kept, r.response_headers, r.response_body,
        (r.completed_at IS NOT NULL)::boolean AS completed,
        (r.expires_at <= now())::boolean AS expired,
        (r.lease_until <= now())::boolean AS lapsed
-FROM (SELECT unnest($1::uuid[]) AS org_id, unnest($2::text[]) AS key) AS k
-JOIN /*tenant.*/idempotency_records AS r ON r.org_id = k.org_id AND r.key = k.key
+FROM (SELECT unnest($1::text[]) AS key) AS k
+CROSS JOIN LATERAL (
+    SELECT l.created_at, l.expires_at, l.lease_until, l.completed_at, l.token, l.org_id, l.attempt, l.response_status, l.response_kept, l.key, l.request_hash, l.response_headers, l.response_body, l.awaited
+    FROM /*tenant.*/idempotency_records AS l
+    WHERE l.org_id = $2 AND l.key = k.key
+    OFFSET 0
+) AS r
 `
 
 type ClaimSelectManyParams struct {
-	OrgIds []pgtype.UUID
-	Keys   []string
+	Keys  []string
+	OrgID pgtype.UUID
 }
 
 type ClaimSelectManyRow struct {
-	OrgID           pgtype.UUID
 	Key             string
 	Token           pgtype.UUID
 	Attempt         int32
@@ -182,9 +198,11 @@ type ClaimSelectManyRow struct {
 	Lapsed          bool
 }
 
-// ClaimSelectMany is ClaimSelect for many keys.
+// ClaimSelectMany is ClaimSelect for many keys of a tenant. OFFSET 0 has each key looked up
+// by itself, by all of the primary key: with another plan, made and kept while the table was
+// small, all of it or all of its index would be read when it has grown.
 func (q *Queries) ClaimSelectMany(ctx context.Context, arg ClaimSelectManyParams) ([]ClaimSelectManyRow, error) {
-	rows, err := q.db.Query(ctx, claimSelectMany, arg.OrgIds, arg.Keys)
+	rows, err := q.db.Query(ctx, claimSelectMany, arg.Keys, arg.OrgID)
 	if err != nil {
 		return nil, err
 	}
@@ -193,7 +211,6 @@ func (q *Queries) ClaimSelectMany(ctx context.Context, arg ClaimSelectManyParams
 	for rows.Next() {
 		var i ClaimSelectManyRow
 		if err := rows.Scan(
-			&i.OrgID,
 			&i.Key,
 			&i.Token,
 			&i.Attempt,
@@ -325,63 +342,6 @@ func (q *Queries) Complete(ctx context.Context, arg CompleteParams) (bool, error
 	var awaited bool
 	err := row.Scan(&awaited)
 	return awaited, err
-}
-
-const completeMany = `-- name: CompleteMany :many
-UPDATE /*tenant.*/idempotency_records AS r
-SET completed_at = now(), response_status = c.response_status, response_kept = c.response_kept,
-    response_headers = c.response_headers, response_body = c.response_body
-FROM (
-    SELECT unnest($1::uuid[]) AS org_id, unnest($2::text[]) AS key, unnest($3::uuid[]) AS token,
-           unnest($4::integer[]) AS response_status, unnest($5::boolean[]) AS response_kept,
-           unnest($6::bytea[]) AS response_headers, unnest($7::bytea[]) AS response_body
-) AS c
-WHERE r.org_id = c.org_id AND r.key = c.key AND r.token = c.token
-RETURNING r.token, r.awaited
-`
-
-type CompleteManyParams struct {
-	OrgIds           []pgtype.UUID
-	Keys             []string
-	Tokens           []pgtype.UUID
-	ResponseStatuses []int32
-	ResponseKepts    []bool
-	ResponseHeaders  [][]byte
-	ResponseBodies   [][]byte
-}
-
-type CompleteManyRow struct {
-	Token   pgtype.UUID
-	Awaited bool
-}
-
-// CompleteMany is Complete for many attempts. It returns those that held their tokens.
-func (q *Queries) CompleteMany(ctx context.Context, arg CompleteManyParams) ([]CompleteManyRow, error) {
-	rows, err := q.db.Query(ctx, completeMany,
-		arg.OrgIds,
-		arg.Keys,
-		arg.Tokens,
-		arg.ResponseStatuses,
-		arg.ResponseKepts,
-		arg.ResponseHeaders,
-		arg.ResponseBodies,
-	)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var items []CompleteManyRow
-	for rows.Next() {
-		var i CompleteManyRow
-		if err := rows.Scan(&i.Token, &i.Awaited); err != nil {
-			return nil, err
-		}
-		items = append(items, i)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
 }
 
 const completedBy = `-- name: CompletedBy :one
@@ -551,19 +511,6 @@ func (q *Queries) MarkAwaited(ctx context.Context, arg MarkAwaitedParams) (int64
 		return 0, err
 	}
 	return result.RowsAffected(), nil
-}
-
-const planForKeys = `-- name: PlanForKeys :exec
-SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
-       set_config('enable_mergejoin', 'off', true)
-`
-
-// PlanForKeys has the statements for many keys that come after it in the transaction
-// planned for the table's primary key, which is right for a table of every size: one that
-// was small when a plan was made and kept may have grown since.
-func (q *Queries) PlanForKeys(ctx context.Context) error {
-	_, err := q.db.Exec(ctx, planForKeys)
-	return err
 }
 
 const putRecord = `-- name: PutRecord :exec

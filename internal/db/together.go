@@ -3,23 +3,27 @@ package db
 import (
 	"errors"
 	"slices"
+	"strconv"
+	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// minMany is for how many keys of a schema there is one statement for all of them. It has
+// minMany is for how many keys of a tenant there is one statement for all of them. It has
 // its place in the statement cache of each connection, so it is to be worth that.
 const minMany = 4
 
 // Together returns the statements that do all of ops in one transaction: all claims, all
-// completions, and then all looks, which so see what the others have done.
+// completions, and then all looks, which so see what the others have done. None of them
+// may take longer than bound, but for the commit.
 //
 // Claims and completions go by the order of their keys. A claim waits for a transaction
 // that is about to insert or to complete the same key; a completion waits for no claim.
 // So no two of these transactions wait for each other.
 //
 // What the looks at one key find may be shared among them, and must not be changed.
-func Together(ops []KeyOp) ([]Statement, error) {
+func Together(ops []KeyOp, bound time.Duration) ([]Statement, error) {
 	ops = slices.Clone(ops)
 	slices.SortStableFunc(ops, func(a, b KeyOp) int { return a.base().compare(b.base()) })
 	var t together
@@ -31,74 +35,63 @@ func Together(ops []KeyOp) ([]Statement, error) {
 				t.looks = append(t.looks, &op.Look)
 			}
 		case *Completion:
-			if op.recoverable {
-				t.alone(&t.completing, op)
-			} else {
-				t.completions = append(t.completions, op)
-			}
+			t.completions = append(t.completions, op)
 		case *Look:
 			t.looks = append(t.looks, op)
 		default:
-			t.alone(&t.claiming, op)
+			t.claims, t.apart = append(t.claims, op), true
 		}
-		if i == len(ops)-1 || ops[i+1].base().tenant.schema != op.base().tenant.schema {
-			t.endSchema()
+		if i == len(ops)-1 || !ops[i+1].base().sameTenant(op.base()) {
+			t.endTenant()
 		}
 	}
 	if t.err != nil {
 		return nil, t.err
 	}
-	var all []Statement
-	if t.forKeys {
-		all = append(all, Statement{sql: planForKeys})
+	var begin []Statement
+	if len(ops) > 1 {
+		begin = append(begin, Statement{sql: beginTogether, args: []any{strconv.FormatInt(max(1, bound.Milliseconds()), 10)}})
 	}
-	return slices.Concat(all, t.claiming, t.completing, t.looking), nil
+	return slices.Concat(begin, t.claiming, t.completing, t.looking), nil
 }
 
-// together gathers the operations of a schema, and the statements of all schemas.
+// together gathers the operations of a tenant, and the statements of all of them.
 type together struct {
-	claims      []*Claim
+	claims      []KeyOp
+	apart       bool // there are claims that have no statement in common
 	completions []*Completion
 	looks       []*Look
 
 	claiming, completing, looking []Statement
-	forKeys                       bool // there are statements that need [Queries.PlanForKeys]
 	err                           error
 }
 
-// endSchema makes statements of what has been gathered of a schema.
-func (t *together) endSchema() {
+// endTenant makes statements of what has been gathered of a tenant.
+func (t *together) endTenant() {
 	claims, completions, looks := t.claims, t.completions, t.looks
-	t.claims, t.completions, t.looks = nil, nil, nil
-	if len(claims) < minMany || differ(claims) {
+	if len(claims) < minMany || t.apart || differ(claims) {
 		for _, c := range claims {
-			t.add(&t.claiming, c.insertion)
+			if plain, ok := c.(*Claim); ok {
+				t.add(&t.claiming, plain.insertion) // its look is among the others
+			} else {
+				statements, err := c.Statements()
+				t.claiming, t.err = append(t.claiming, statements...), errors.Join(t.err, err)
+			}
 		}
 	} else {
 		t.add(&t.claiming, func() (Statement, error) { return claimMany(claims) })
 	}
-	if len(completions) < minMany {
-		for _, c := range completions {
-			t.add(&t.completing, c.completion)
-		}
-	} else {
-		t.forKeys = true
-		t.add(&t.completing, func() (Statement, error) { return completionOfMany(completions) })
+	for _, c := range completions {
+		t.add(&t.completing, c.completion)
 	}
 	if len(looks) < minMany {
 		for _, l := range looks {
 			t.add(&t.looking, l.look)
 		}
 	} else {
-		t.forKeys = true
 		t.add(&t.looking, func() (Statement, error) { return lookMany(looks) })
 	}
-}
-
-// alone adds the statements of an operation that has none in common with others.
-func (t *together) alone(to *[]Statement, op KeyOp) {
-	statements, err := op.Statements()
-	*to, t.err = append(*to, statements...), errors.Join(t.err, err)
+	t.claims, t.apart, t.completions, t.looks = nil, false, nil, nil
 }
 
 func (t *together) add(to *[]Statement, statement func() (Statement, error)) {
@@ -114,23 +107,27 @@ type (
 )
 
 // differ reports whether the terms of claims do: then they have no statement in common.
-func differ(claims []*Claim) bool {
-	first := claims[0].insert
-	return slices.ContainsFunc(claims, func(c *Claim) bool { return c.insert.Ttl != first.Ttl || c.insert.Lease != first.Lease })
+func differ(claims []KeyOp) bool {
+	first := claims[0].(*Claim).insert
+	return slices.ContainsFunc(claims, func(c KeyOp) bool {
+		insert := c.(*Claim).insert
+		return insert.Ttl != first.Ttl || insert.Lease != first.Lease
+	})
 }
 
-// claimMany is [Queries.ClaimInsertMany].
-func claimMany(claims []*Claim) (Statement, error) {
-	first, n := claims[0], len(claims)
-	tokens, orgIDs, keys, hashes := make(uuids, n), make(uuids, n), make(texts, n), make(bytes, n)
-	for i, c := range claims {
+// claimMany is [Queries.ClaimInsertMany] for claims on the same terms.
+func claimMany(ops []KeyOp) (Statement, error) {
+	claims := make([]*Claim, len(ops))
+	tokens, keys, hashes := make(uuids, len(ops)), make(texts, len(ops)), make(bytes, len(ops))
+	for i, op := range ops {
+		c := op.(*Claim)
 		c.Claimed = false
-		tokens[i], orgIDs[i], keys[i], hashes[i] = c.insert.Token, c.orgID, c.key, c.insert.RequestHash
+		claims[i], tokens[i], keys[i], hashes[i] = c, c.insert.Token, c.key, c.insert.RequestHash
 	}
 	var token pgtype.UUID
-	find := finder(claims, func(c *Claim) pgtype.UUID { return c.insert.Token })
+	first, find := claims[0], finder(claims, func(c *Claim) pgtype.UUID { return c.insert.Token })
 	return first.tenant.statement(claimInsertMany, Statement{
-		args: []any{first.insert.Ttl, first.insert.Lease, tokens, orgIDs, keys, hashes},
+		args: []any{first.insert.Ttl, first.insert.Lease, tokens, first.orgID, keys, hashes},
 		dest: []any{&token},
 		onRow: func() {
 			if c := find(token); c != nil {
@@ -140,50 +137,24 @@ func claimMany(claims []*Claim) (Statement, error) {
 	})
 }
 
-// completionOfMany is [Queries.CompleteMany].
-func completionOfMany(completions []*Completion) (Statement, error) {
-	n := len(completions)
-	orgIDs, keys, tokens := make(uuids, n), make(texts, n), make(uuids, n)
-	statuses, kept, headers, bodies := make([]int32, n), make([]bool, n), make(bytes, n), make(bytes, n)
-	for i, c := range completions {
-		c.Held = false
-		a := &c.complete
-		orgIDs[i], keys[i], tokens[i] = a.OrgID, a.Key, a.Token
-		statuses[i], kept[i], headers[i], bodies[i] = a.ResponseStatus, a.ResponseKept, a.ResponseHeaders, a.ResponseBody
-	}
-	var row CompleteManyRow
-	find := finder(completions, func(c *Completion) pgtype.UUID { return c.complete.Token })
-	return completions[0].tenant.statement(completeMany, Statement{
-		args: []any{orgIDs, keys, tokens, statuses, kept, headers, bodies},
-		dest: []any{&row.Token, &row.Awaited},
-		onRow: func() {
-			if c := find(row.Token); c != nil {
-				c.Held, c.Awaited = true, row.Awaited
-			}
-		},
-	})
-}
-
 // lookMany is [Queries.ClaimSelectMany]. The looks are in the order of their keys; those
 // at one key share what is found.
 func lookMany(looks []*Look) (Statement, error) {
-	orgIDs, keys := make(uuids, 0, len(looks)), make(texts, 0, len(looks))
+	keys := make(texts, 0, len(looks))
 	for i, l := range looks {
 		l.Found = false
-		if i == 0 || l.compare(&looks[i-1].keyOp) != 0 {
-			orgIDs, keys = append(orgIDs, l.orgID), append(keys, l.key)
+		if i == 0 || l.key != looks[i-1].key {
+			keys = append(keys, l.key)
 		}
 	}
-	var orgID pgtype.UUID
 	var key string
 	row := new(ClaimSelectRow)
 	return looks[0].tenant.statement(claimSelectMany, Statement{
-		args: []any{orgIDs, keys},
-		dest: append([]any{&orgID, &key}, row.dest()...),
+		args: []any{keys, looks[0].orgID},
+		dest: append([]any{&key}, row.dest()...),
 		onRow: func() {
-			met := keyOp{looks[0].tenant, orgID, key}
-			i, _ := slices.BinarySearchFunc(looks, &met, func(l *Look, met *keyOp) int { return l.compare(met) })
-			for ; i < len(looks) && looks[i].compare(&met) == 0; i++ {
+			i, _ := slices.BinarySearchFunc(looks, key, func(l *Look, key string) int { return strings.Compare(l.key, key) })
+			for ; i < len(looks) && looks[i].key == key; i++ {
 				looks[i].Row, looks[i].Found = *row, true
 			}
 			*row = ClaimSelectRow{} // its bytes are theirs now

@@ -1,8 +1,10 @@
 package db_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -36,7 +38,7 @@ func newSchema(t *testing.T, pool *pgxpool.Pool) (db.Tenant, uuid.UUID) {
 
 func runTogether(t *testing.T, pool *pgxpool.Pool, ops []db.KeyOp) error {
 	t.Helper()
-	statements, err := db.Together(ops)
+	statements, err := db.Together(ops, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +77,7 @@ func TestTogether(t *testing.T) {
 	pool := pgtest.NewPool(t)
 	one, oneOrg := newSchema(t, pool)
 	two, twoOrg := newSchema(t, pool)
-	for _, n := range []int{1, 3, 4, 50} {
+	for _, n := range []int{1, 3, 4, 15, 16, 50} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			var first, second []attempt
 			for i := range n {
@@ -171,53 +173,132 @@ func TestTogetherFailsTogether(t *testing.T) {
 	}
 }
 
-// TestManyKeysAreFoundByTheirIndex: also by a plan that was made, and kept, while the table
-// was so small that reading it whole looked cheaper.
+// TestManyKeysAreFoundByTheirIndex: also on connections that have met the table when it was
+// so small that reading it whole, or all of its index, was as cheap.
 func TestManyKeysAreFoundByTheirIndex(t *testing.T) {
+	t.Parallel()
+	for _, rows := range []int{0, 1} {
+		t.Run(fmt.Sprint("from ", rows), func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.NewPool(t)
+			tenant, org := newSchema(t, pool)
+			config := pool.Config()
+			config.MaxConns = 1
+			pool.Close()
+			pool, err := pgxpool.NewWithConfig(t.Context(), config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer pool.Close()
+			for deadline, others := time.Now().Add(20*time.Second), 1; others > 0; { // they report what they did as they leave
+				err := pool.QueryRow(t.Context(), "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()").Scan(&others)
+				if err != nil || time.Now().After(deadline) {
+					t.Fatalf("%d other connections, %v", others, err)
+				}
+			}
+			table := tenant.Schema() + ".idempotency_records"
+			fill := func(prefix string, n int) {
+				_, err := pool.Exec(t.Context(), `INSERT INTO `+table+` (created_at, expires_at, lease_until, token, org_id, attempt, response_kept, key, request_hash)
+					SELECT now(), now() + interval '1 hour', now(), gen_random_uuid(), $1, 1, true, $2::text || i, '\x00' FROM generate_series(1, $3::integer) AS i`, org, prefix, n)
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			read := func() (whole, entries int) {
+				if _, err := pool.Exec(t.Context(), "SELECT pg_stat_force_next_flush()"); err != nil {
+					t.Fatal(err)
+				}
+				if err := pool.QueryRow(t.Context(), `SELECT t.seq_scan, i.idx_tup_read FROM pg_stat_user_tables AS t JOIN pg_stat_user_indexes AS i USING (relid)
+					WHERE t.relid = $1::regclass`, table).Scan(&whole, &entries); err != nil {
+					t.Fatal(err)
+				}
+				return whole, entries
+			}
+			const keys = 20
+			round := func(n int) {
+				var claims, completions, looks []db.KeyOp
+				for i := range keys {
+					a := attempt{tenant, org, fmt.Sprint(n, "-", i), uuid.New()}
+					claims, completions, looks = append(claims, a.claim(time.Hour, false)), append(completions, a.complete(200, "")), append(looks, a.look())
+				}
+				for _, ops := range [][]db.KeyOp{claims, completions, looks} {
+					if err := runTogether(t, pool, ops); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			fill("old-", rows)
+			if _, err := pool.Exec(t.Context(), "VACUUM ANALYZE "+table); err != nil {
+				t.Fatal(err)
+			}
+			wholeBefore, _ := read()
+			for n := range 12 { // past those with a plan of their own, were one kept
+				round(n)
+			}
+			fill("new-", 50_000)
+			_, before := read()
+			round(100)
+			whole, entries := read()
+			if whole > wholeBefore || entries-before > 10*keys {
+				t.Errorf("the table was read whole %d times; %d entries of its index were read for %d keys", whole-wholeBefore, entries-before, keys)
+			}
+		})
+	}
+}
+
+// TestLockOrder: transactions that are about the same keys, given in different orders and to
+// be claimed in different ways, wait for each other, but not in a circle.
+func TestLockOrder(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.NewPool(t)
 	tenant, org := newSchema(t, pool)
-	config := pool.Config()
-	config.MaxConns = 1
-	pool.Close()
-	pool, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
+	plain := func(key string) db.KeyOp { return attempt{tenant, org, key, uuid.New()}.claim(time.Hour, false) }
+	recoverable := func(key string) db.KeyOp {
+		return tenant.RecoverableClaim(db.ClaimInsertRecoverableParams{
+			Ttl: time.Hour, Lease: time.Minute, Token: db.UUID(uuid.New()), OrgID: db.UUID(org), Key: key, RequestHash: []byte{0},
+			Method: "POST", Target: []byte("/"), Host: []byte("h"), Pattern: "p",
+		})
 	}
-	defer pool.Close()
-	for deadline, others := time.Now().Add(20*time.Second), 1; others > 0; { // they report what they did as they leave
-		err := pool.QueryRow(t.Context(), "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()").Scan(&others)
-		if err != nil || time.Now().After(deadline) {
-			t.Fatalf("%d other connections, %v", others, err)
-		}
-	}
-	table := tenant.Schema() + ".idempotency_records"
-	if _, err := pool.Exec(t.Context(), "VACUUM ANALYZE "+table); err != nil {
-		t.Fatal(err)
-	}
-	scans := func() (n int) {
-		if _, err := pool.Exec(t.Context(), "SELECT pg_stat_force_next_flush()"); err != nil {
+	for i, second := range [][]func(string) db.KeyOp{{plain, plain}, {recoverable, plain}, {plain, recoverable}} {
+		a, m, z := fmt.Sprint(i, "a"), fmt.Sprint(i, "m"), fmt.Sprint(i, "z")
+		hold, err := pool.Begin(t.Context())
+		if err != nil {
 			t.Fatal(err)
 		}
-		if err := pool.QueryRow(t.Context(), "SELECT seq_scan FROM pg_stat_user_tables WHERE relid = $1::regclass", table).Scan(&n); err != nil {
+		defer func() { _ = hold.Rollback(context.Background()) }()
+		if _, err := hold.Exec(t.Context(), `INSERT INTO `+tenant.Schema()+`.idempotency_records (created_at, expires_at, lease_until, token, org_id, attempt, response_kept, key, request_hash)
+			VALUES (now(), now() + interval '1 hour', now() + interval '1 minute', gen_random_uuid(), $1, 1, true, $2, '\x00')`, org, m); err != nil {
 			t.Fatal(err)
 		}
-		return n
-	}
-	before := scans()
-	for round := range 12 { // past those with a plan of their own
-		var claims, completions, looks []db.KeyOp
-		for i := range 8 {
-			a := attempt{tenant, org, fmt.Sprint(round, "-", i), uuid.New()}
-			claims, completions, looks = append(claims, a.claim(time.Hour, false)), append(completions, a.complete(200, "")), append(looks, a.look())
-		}
-		for _, ops := range [][]db.KeyOp{claims, completions, looks} {
-			if err := runTogether(t, pool, ops); err != nil {
-				t.Fatal(err)
+		var wg sync.WaitGroup
+		wg.Go(func() { // has a, and waits for m
+			if err := runTogether(t, pool, []db.KeyOp{plain(z), plain(m), plain(a)}); err != nil {
+				t.Errorf("the first: %v", err)
 			}
+		})
+		waitForLocks(t, pool, 1)
+		wg.Go(func() { // waits for a, without z
+			if err := runTogether(t, pool, []db.KeyOp{second[1](z), second[0](a)}); err != nil {
+				t.Errorf("the second: %v", err)
+			}
+		})
+		waitForLocks(t, pool, 2)
+		if err := hold.Rollback(t.Context()); err != nil {
+			t.Fatal(err)
 		}
+		wg.Wait()
 	}
-	if n := scans() - before; n > 0 {
-		t.Errorf("the table was read whole %d times", n)
+}
+
+// waitForLocks waits until as many sessions wait for locks.
+func waitForLocks(t *testing.T, pool *pgxpool.Pool, want int) {
+	t.Helper()
+	for deadline, n := time.Now().Add(20*time.Second), 0; n < want; {
+		if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d sessions wait for locks, want %d", n, want)
+		}
 	}
 }
