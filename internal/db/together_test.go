@@ -278,7 +278,7 @@ func TestLockOrder(t *testing.T) {
 		})
 		waitForLocks(t, pool, 1)
 		wg.Go(func() { // waits for a, without z
-			if err := runTogether(t, pool, []db.KeyOp{second[1](z), second[0](a)}); err != nil {
+			if err := runTogether(t, pool, []db.KeyOp{second[0](a), second[1](z)}); err != nil {
 				t.Errorf("the second: %v", err)
 			}
 		})
