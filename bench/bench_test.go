@@ -25,9 +25,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(pgtest.Tests{M: m}, // but for what nothing can end:
-		goleak.IgnoreAnyFunction("github.com/gofiber/fiber/v2/internal/storage/memory.(*Storage).gc"),
-		goleak.IgnoreAnyFunction("github.com/gofiber/fiber/v2/utils.StartTimeStampUpdater.func1.1"))
+	goleak.VerifyTestMain(pgtest.Tests{M: m})
 }
 
 // BenchmarkOneCaller is one request after the other.

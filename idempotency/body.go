@@ -20,12 +20,11 @@ func (x *exchange) readBody() (body []byte, reason, cause error) {
 	if x.r.ContentLength > x.maxRequestBytes {
 		return nil, ErrRequestTooLarge, fmt.Errorf("%d bytes announced, %d allowed", x.r.ContentLength, x.maxRequestBytes)
 	}
-	from, size := x.r.Body, x.r.ContentLength+1 // with room to meet the end
+	from, size := x.r.Body, min(x.r.ContentLength, believed)+1 // with room to meet the end
 	if x.r.ContentLength < 0 {
 		from, size = http.MaxBytesReader(x.w, x.r.Body, x.maxRequestBytes), bytes.MinRead
 	}
-	const believed = 64 << 10 // of what a client announces, before it has sent anything
-	body = x.buffer(int(min(size, believed)))
+	body = x.buffer(int(size))
 	for {
 		n, err := from.Read(body[len(body):cap(body)])
 		body = body[:len(body)+n]
@@ -45,12 +44,15 @@ func (x *exchange) readBody() (body []byte, reason, cause error) {
 	}
 }
 
+// believed is how much of what a client announces is, before it has sent anything.
+const believed = 64 << 10
+
 // bodies are buffers of requests that were replayed: nothing has seen them but the
 // fingerprint. Those that a handler has read stay its own.
 var bodies sync.Pool // of *[]byte
 
 // maxReused is the size of the largest buffer that is kept for another request.
-const maxReused = 64 << 10
+const maxReused = believed + 1
 
 // buffer returns an empty buffer for at least so many bytes.
 func (x *exchange) buffer(size int) []byte {
@@ -66,10 +68,11 @@ func (x *exchange) buffer(size int) []byte {
 	return (*kept)[:0]
 }
 
-// reuse gives the buffer of a body to another request, unless a function of the user's has
-// seen it and may hold it.
-func (x *exchange) reuse(body []byte) {
-	if cap(body) == 0 || cap(body) > maxReused || x.givenFingerprint {
+// reuse gives the buffer of a body to another request, unless somebody has seen it and may
+// hold it: a function of the user's, a handler whose run was rolled back, or a store that
+// keeps requests.
+func (x *exchange) reuse(body []byte, kept *KeptRequest) {
+	if cap(body) == 0 || cap(body) > maxReused || x.givenFingerprint || x.handled || kept != nil {
 		return
 	}
 	if x.emptied == nil {
@@ -88,6 +91,7 @@ func (*bodyReader) Close() error { return nil }
 // request returns the request as the handler is to see it, with body for its body where it
 // has one.
 func (x *exchange) request(ctx context.Context, body io.ReadCloser) *http.Request {
+	x.handled = true
 	r := x.r.WithContext(ctx)
 	if r.Body != nil && r.Body != http.NoBody {
 		r.Body = body

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -171,6 +172,22 @@ func TestAnnouncedTooLargeIsNotRead(t *testing.T) {
 	h.ServeHTTP(w, r)
 	if w.Code != http.StatusRequestEntityTooLarge {
 		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+// TestAnnouncedSizesAreNotTrusted: the largest that there is may be allowed and announced.
+func TestAnnouncedSizesAreNotTrusted(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int64{math.MaxInt64, math.MaxInt64 - 1, 64 << 10, 64<<10 - 1} {
+		h := idempotency.Require(idempotency.NewMemoryStore(), idempotency.WithMaxRequestBytes(math.MaxInt64))(
+			http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.Copy(w, r.Body) }))
+		r := request(t, "k", "")
+		r.Body, r.ContentLength = io.NopCloser(strings.NewReader("short")), size
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if w.Code != http.StatusOK || w.Body.String() != "short" {
+			t.Errorf("%d announced: %d %q", size, w.Code, w.Body)
+		}
 	}
 }
 

@@ -24,3 +24,6 @@ func (it *DueItem) Remove(q *DueQueue)                  { q.remove(it) }
 
 // FirstDue is what stands in front, and when it is due.
 func FirstDue(q *DueQueue) (*DueItem, time.Duration) { return (*q)[0].item, (*q)[0].due }
+
+// NarrowHash leaves so many bits of the hashes of a new store's keys, so that many collide.
+func NarrowHash(s *MemoryStore, bits int) { s.hashMask = 1<<bits - 1 }

@@ -2,6 +2,7 @@ package idempotency
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 )
@@ -32,7 +33,22 @@ func (c *lazyContext) Done() <-chan struct{} {
 }
 
 // Err implements [context.Context].
-func (c *lazyContext) Err() error { return c.current().Err() }
+func (c *lazyContext) Err() error {
+	if err := c.current().Err(); err == nil {
+		return nil
+	}
+	return c.current().Err() // while its parent was asked, c may have ended first
+}
+
+// String names the context as those of the standard library are. To print what c is made of
+// would be to read it while others write.
+func (c *lazyContext) String() string {
+	parent := fmt.Sprintf("%T", c.parent)
+	if named, ok := c.parent.(fmt.Stringer); ok {
+		parent = named.String()
+	}
+	return parent + ".WithClaim"
+}
 
 // Value implements [context.Context]. The standard library asks it, too, for what it needs
 // to cancel children and to find the cause, which only a context of its own knows.

@@ -3,9 +3,12 @@ package idempotency_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -200,6 +203,72 @@ func TestHandlerContextByMany(t *testing.T) {
 			}
 		})
 		wg.Wait()
+	}
+}
+
+// TestHandlerContextIsPrinted while others use it: without a look at what it is made of.
+func TestHandlerContextIsPrinted(t *testing.T) {
+	t.Parallel()
+	inHandler(t.Context(), t, idempotency.NewMemoryStore(), func(ctx context.Context) {
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = ctx.Done() })
+		wg.Go(func() {
+			child, cancel := context.WithCancel(ctx)
+			defer cancel()
+			for _, ctx := range []context.Context{ctx, child} {
+				if text := fmt.Sprintf("%v %+v %s", ctx, ctx, ctx); strings.Count(text, ".WithClaim") != 3 || strings.ContainsAny(text, "{}") {
+					t.Error(text)
+				}
+			}
+		})
+		wg.Wait()
+	})
+}
+
+// slowParent is a context that is past its deadline once the handler under it has returned,
+// which happens while somebody asks it.
+type slowParent struct {
+	context.Context
+	asked    chan struct{} // closed when somebody has begun to ask
+	returned chan struct{} // closed when the handler has
+	next     atomic.Bool   // who asks next is that somebody
+	over     atomic.Bool
+}
+
+func (p *slowParent) Err() error {
+	if p.next.CompareAndSwap(true, false) {
+		close(p.asked)
+		<-p.returned
+		p.over.Store(true)
+	}
+	if p.over.Load() {
+		return context.DeadlineExceeded
+	}
+	return nil
+}
+
+// TestHandlerContextSaysTheSameAgain: what Err has once said it says again, though the handler
+// returns and the deadline of the request passes while it is asked.
+func TestHandlerContextSaysTheSameAgain(t *testing.T) {
+	t.Parallel()
+	parent := &slowParent{Context: t.Context(), asked: make(chan struct{}), returned: make(chan struct{})}
+	var said [2]error
+	var wg sync.WaitGroup
+	inHandler(parent, t, idempotency.NewMemoryStore(), func(ctx context.Context) {
+		parent.next.Store(true)
+		wg.Go(func() {
+			for i := range said {
+				said[i] = ctx.Err()
+			}
+		})
+		<-parent.asked
+	})
+	close(parent.returned)
+	wg.Wait()
+	for _, err := range said {
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("it said %v, want twice that it is cancelled", said)
+		}
 	}
 }
 

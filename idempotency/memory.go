@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"hash/maphash"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -18,17 +19,18 @@ import (
 // Make one with [NewMemoryStore].
 //
 // It holds every record until the record expires; each claim and each Put clears
-// away some that have.
+// away some that have, whatever their keys.
 //
 // Under [Require] an attempt holds its key until it ends, and is told at once when Clear or
 // Put takes the key away: a lease lapses for the sake of those whose process has died, and
 // the store dies with its process.
 type MemoryStore struct {
-	clock  func() time.Time // nil for the system's
-	began  time.Time        // what it showed when the store was made
-	ended  watch.Hub[memoryKey]
-	seed   maphash.Seed
-	shards [memoryShards]memoryShard
+	clock    func() time.Time // nil for the system's
+	began    time.Time        // what it showed when the store was made
+	ended    watch.Hub[memoryKey]
+	seed     maphash.Seed
+	hashMask uint64 // of the bits of a hash that are used: all, but in a test
+	shards   [memoryShards]memoryShard
 }
 
 // memoryShards is how many parts of a store can be used at a time.
@@ -36,9 +38,11 @@ const memoryShards = 64
 
 // memoryShard is one part of the store: the records of the keys that hash to it.
 type memoryShard struct {
+	index   int // in the store
 	mu      sync.Mutex
 	records map[uint64]*memoryRecord // by the hash of the key; the first of those that share it
 	count   int
+	turn    int                     // which of the other parts was cleared last, counted from this one
 	queue   dueQueue[*memoryRecord] // all records, by when it is time to look whether they are absent
 	_       [64]byte                // no two are in use on one cache line
 }
@@ -50,21 +54,20 @@ type memoryKey struct {
 	key   string
 }
 
-// memoryRecord is what the store keeps of a key. Its times are counted from createdAt: of
-// millions of records every [time.Time] less is a pointer less for the garbage collector.
+// memoryRecord is what the store keeps of a key.
 type memoryRecord struct {
 	place                   // in the queue of its shard
 	memoryKey               // never changed
 	next      *memoryRecord // with a key of the same hash
 	token     Token
 	attempt   int
-	lease     time.Duration     // when it lapses
+	lease     time.Duration     // when it lapses, from createdAt
 	handler   *lazyContext      // to be cancelled when the claim is lost, nil where others see to that
 	steps     map[string][]byte // of this life of the key, never changed once they are here
 
-	requestHash string        // never changed
-	createdAt   time.Time     // never changed
-	ttl         time.Duration // when it expires; never changed
+	requestHash string    // never changed
+	createdAt   time.Time // never changed
+	expiresAt   time.Time // never changed
 	completed   bool
 	response    response // never changed once completed, so that it can be handed out
 }
@@ -109,7 +112,7 @@ func (r response) record() *Record {
 func (m *memoryRecord) record() *Record {
 	rec := m.response.record()
 	rec.OrgID, rec.Key, rec.RequestHash = m.orgID, m.key, m.requestHash
-	rec.CreatedAt, rec.ExpiresAt = m.createdAt, m.createdAt.Add(m.ttl)
+	rec.CreatedAt, rec.ExpiresAt = m.createdAt, m.expiresAt
 	return rec
 }
 
@@ -120,10 +123,10 @@ func NewMemoryStore() *MemoryStore { return NewMemoryStoreWithClock(nil) }
 // now, for tests that move the clock by hand. Its leases lapse by that clock as those of any
 // other store do.
 func NewMemoryStoreWithClock(now func() time.Time) *MemoryStore {
-	s := &MemoryStore{clock: now, seed: maphash.MakeSeed()}
+	s := &MemoryStore{clock: now, seed: maphash.MakeSeed(), hashMask: math.MaxUint64}
 	s.began = s.now()
 	for i := range s.shards {
-		s.shards[i].records = make(map[uint64]*memoryRecord)
+		s.shards[i].index, s.shards[i].records = i, make(map[uint64]*memoryRecord)
 	}
 	return s
 }
@@ -165,7 +168,7 @@ func (s *MemoryStore) hold(c Claim, handler *lazyContext) {
 
 func (s *MemoryStore) key(orgID uuid.UUID, key string) memoryKey {
 	k := memoryKey{orgID: orgID, key: key}
-	k.hash = maphash.Comparable(s.seed, k)
+	k.hash = maphash.Comparable(s.seed, k) & s.hashMask
 	return k
 }
 
@@ -178,10 +181,10 @@ func (s *MemoryStore) lock(key memoryKey) *memoryShard {
 
 // lockClaim returns the part of the store that has the claim, locked, and the record of its
 // token if that is in progress. The caller unlocks, whatever the error.
-func (s *MemoryStore) lockClaim(ctx context.Context, c Claim) (*memoryShard, *memoryRecord, error) {
+func (s *MemoryStore) lockClaim(c Claim) (*memoryShard, *memoryRecord, error) {
 	key := s.key(c.OrgID, c.Key)
 	shard := s.lock(key)
-	m, err := shard.running(ctx, key, c.Token)
+	m, err := shard.running(key, c.Token)
 	return shard, m, err
 }
 
@@ -220,12 +223,11 @@ func (s *MemoryStore) Put(ctx context.Context, rec *Record) error {
 	times.setTimes(now)
 	m := &memoryRecord{
 		memoryKey: s.key(rec.OrgID, rec.Key), token: NewToken(), attempt: 1,
-		requestHash: rec.RequestHash, createdAt: times.CreatedAt, ttl: times.ExpiresAt.Sub(times.CreatedAt),
+		requestHash: rec.RequestHash, createdAt: times.CreatedAt, expiresAt: times.ExpiresAt,
 		completed: true, response: newResponse(rec).own(),
 	}
 	shard := s.lock(m.memoryKey)
-	defer shard.mu.Unlock()
-	s.clearSome(shard, now)
+	defer s.unlockClearing(shard, now)
 	shard.set(m, s.due(now, times.ExpiresAt.Sub(now)))
 	s.ended.Signal(m.memoryKey)
 	return nil
@@ -248,8 +250,7 @@ func (s *MemoryStore) Claim(ctx context.Context, req ClaimRequest) (ClaimResult,
 func (s *MemoryStore) claim(req *ClaimRequest, now time.Time) (ClaimResult, *memoryRecord) {
 	key := s.key(req.OrgID, req.Key)
 	shard := s.lock(key)
-	defer shard.mu.Unlock()
-	s.clearSome(shard, now)
+	defer s.unlockClearing(shard, now)
 	attempt := 1
 	var steps map[string][]byte
 	if m := shard.find(key); m != nil && !m.absent(now) {
@@ -270,7 +271,7 @@ func (s *MemoryStore) claim(req *ClaimRequest, now time.Time) (ClaimResult, *mem
 	}
 	shard.set(&memoryRecord{
 		memoryKey: key, token: req.Token, attempt: attempt, lease: req.Lease, steps: steps,
-		requestHash: req.RequestHash, createdAt: now, ttl: req.TTL,
+		requestHash: req.RequestHash, createdAt: now, expiresAt: now.Add(req.TTL),
 	}, s.due(now, req.TTL))
 	return ClaimResult{Outcome: OutcomeClaimed, Attempt: attempt}, nil
 }
@@ -289,7 +290,7 @@ func (s *MemoryStore) complete(c Claim, r response) error {
 	shard := s.lock(key)
 	defer shard.mu.Unlock()
 	m, err := shard.held(key, c.Token)
-	if err != nil {
+	if err != nil || m.completed { // by the same call, which is repeated
 		return err
 	}
 	m.response, m.completed, m.handler, m.steps = r, true, nil, nil
@@ -299,7 +300,15 @@ func (s *MemoryStore) complete(c Claim, r response) error {
 
 // Release implements [LeaseStore].
 func (s *MemoryStore) Release(ctx context.Context, c Claim) error {
-	shard, m, err := s.lockClaim(ctx, c)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return s.release(c)
+}
+
+// release is Release without a context.
+func (s *MemoryStore) release(c Claim) error {
+	shard, m, err := s.lockClaim(c)
 	defer shard.mu.Unlock()
 	if err != nil {
 		return err
@@ -314,20 +323,41 @@ func (s *MemoryStore) Release(ctx context.Context, c Claim) error {
 	return nil
 }
 
+// letLapse gives the claim, if it holds, a lease in place of a handler that is to be told.
+func (s *MemoryStore) letLapse(c Claim, lease time.Duration) {
+	shard, m, err := s.lockClaim(c)
+	defer shard.mu.Unlock()
+	if err != nil {
+		return // it is another's
+	}
+	m.lease, m.handler = s.leased(m, lease), nil
+}
+
+// leased is a lease from now on, as m counts it.
+func (s *MemoryStore) leased(m *memoryRecord, lease time.Duration) time.Duration {
+	return s.now().Sub(m.createdAt) + min(lease, forever)
+}
+
 // Extend implements [LeaseStore].
 func (s *MemoryStore) Extend(ctx context.Context, c Claim, lease time.Duration) error {
-	shard, m, err := s.lockClaim(ctx, c)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	shard, m, err := s.lockClaim(c)
 	defer shard.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	m.lease = s.now().Sub(m.createdAt) + min(lease, forever)
+	m.lease = s.leased(m, lease)
 	return nil
 }
 
 // LoadStep implements [StepStore].
 func (s *MemoryStore) LoadStep(ctx context.Context, c Claim, name string) (result []byte, found bool, err error) {
-	shard, m, err := s.lockClaim(ctx, c)
+	if err := ctx.Err(); err != nil {
+		return nil, false, err
+	}
+	shard, m, err := s.lockClaim(c)
 	defer shard.mu.Unlock()
 	if err != nil {
 		return nil, false, err
@@ -338,7 +368,10 @@ func (s *MemoryStore) LoadStep(ctx context.Context, c Claim, name string) (resul
 
 // SaveStep implements [StepStore].
 func (s *MemoryStore) SaveStep(ctx context.Context, c Claim, name string, result []byte) (stored []byte, err error) {
-	shard, m, err := s.lockClaim(ctx, c)
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	shard, m, err := s.lockClaim(c)
 	defer shard.mu.Unlock()
 	if err != nil {
 		return nil, err
@@ -393,19 +426,21 @@ func (s *MemoryStore) isHeld(orgID uuid.UUID, key string) bool {
 
 // claimed returns what the record of c, in progress, was claimed with.
 func (s *MemoryStore) claimed(ctx context.Context, c Claim) (*Record, error) {
-	shard, m, err := s.lockClaim(ctx, c)
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	shard, m, err := s.lockClaim(c)
 	defer shard.mu.Unlock()
 	if err != nil {
 		return nil, err
 	}
-	return &Record{RequestHash: m.requestHash, CreatedAt: m.createdAt, ExpiresAt: m.createdAt.Add(m.ttl)}, nil
+	return &Record{RequestHash: m.requestHash, CreatedAt: m.createdAt, ExpiresAt: m.expiresAt}, nil
 }
 
 // absent reports whether the record counts as absent: expired, and not in
 // progress under a lease that still holds.
 func (m *memoryRecord) absent(now time.Time) bool {
-	expired := now.Sub(m.createdAt) >= m.ttl
-	return expired && (m.completed || m.hasLapsed(now))
+	return !now.Before(m.expiresAt) && (m.completed || m.hasLapsed(now))
 }
 
 // hasLapsed reports whether the lease of a record in progress has.
@@ -427,10 +462,7 @@ func (s *memoryShard) held(key memoryKey, token Token) (*memoryRecord, error) {
 }
 
 // running returns the record of c's token if it is in progress.
-func (s *memoryShard) running(ctx context.Context, key memoryKey, token Token) (*memoryRecord, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
+func (s *memoryShard) running(key memoryKey, token Token) (*memoryRecord, error) {
 	m, err := s.held(key, token)
 	if err == nil && m.completed {
 		return nil, fmt.Errorf("%w: org %s: the record is completed", ErrLeaseLost, key.orgID)
@@ -474,6 +506,20 @@ func (s *memoryShard) remove(m *memoryRecord) {
 	s.queue.remove(m)
 	if m.handler != nil {
 		m.handler.end(ErrLeaseLost)
+	}
+}
+
+// unlockClearing clears some of a shard, unlocks it, and clears some of another, in turn:
+// there may be no more claims of its own keys. Each shard counts its turns by itself, so that
+// the claims of all have nothing in common.
+func (s *MemoryStore) unlockClearing(shard *memoryShard, now time.Time) {
+	s.clearSome(shard, now)
+	shard.turn = shard.turn%(memoryShards-1) + 1
+	other := &s.shards[(shard.index+shard.turn)%memoryShards]
+	shard.mu.Unlock()
+	if other.mu.TryLock() { // whoever is there clears it, too
+		s.clearSome(other, now)
+		other.mu.Unlock()
 	}
 }
 

@@ -8,11 +8,15 @@ import (
 	mathrand "math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/idempotency/idempotencytest"
@@ -208,4 +212,201 @@ func TestMemoryStoreForgetsInOrder(t *testing.T) {
 	if n := store.Len(); n < len(expires) || n > len(expires)*11/10 {
 		t.Errorf("%d records held, of which %d count", n, len(expires))
 	}
+}
+
+// TestMemoryStoreForgetsKeysOfThePast: what has expired is cleared away though nobody comes
+// with a key like it any more.
+func TestMemoryStoreForgetsKeysOfThePast(t *testing.T) {
+	t.Parallel()
+	store := idempotencytest.NewMemoryStore()
+	claim := func(key string) {
+		req := idempotency.ClaimRequest{
+			Claim: idempotency.Claim{OrgID: orgA, Key: key, Token: idempotency.NewToken()},
+			Lease: time.Minute, TTL: time.Hour,
+		}
+		if _, err := store.Claim(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 2000 {
+		claim(fmt.Sprint(i))
+	}
+	store.Advance(2 * time.Hour)
+	for range 2000 {
+		claim("the one that is left")
+	}
+	if n := store.Len(); n != 1 {
+		t.Errorf("%d records held, of which 1 counts", n)
+	}
+}
+
+// TestMemoryStoreReleasesLate: a process that was paused for longer than it gives a store
+// leaves no claim behind that nothing ends.
+func TestMemoryStoreReleasesLate(t *testing.T) {
+	t.Parallel()
+	runs := 0
+	observe, got := decisions()
+	h := idempotency.Require(idempotency.NewMemoryStore(), quiet, observe, idempotency.WithStoreTimeout(1))(
+		http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			runs++
+			w.WriteHeader(http.StatusInternalServerError)
+		}))
+	for range 2 {
+		h.ServeHTTP(httptest.NewRecorder(), request(t, "k", ""))
+	}
+	if runs != 2 || (*got)[0] != idempotency.DecisionReleased {
+		t.Errorf("%d runs, want 2; decisions %v", runs, *got)
+	}
+}
+
+// TestMemoryStoreCompletedAgain: the repetition of a Complete changes nothing, not even for
+// those who are reading what the first one stored.
+func TestMemoryStoreCompletedAgain(t *testing.T) {
+	t.Parallel()
+	store := idempotency.NewMemoryStore()
+	req := idempotency.ClaimRequest{
+		Claim: idempotency.Claim{OrgID: orgA, Key: "k", Token: idempotency.NewToken()},
+		Lease: time.Minute, TTL: time.Hour,
+	}
+	if _, err := store.Claim(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	complete := func(body string) {
+		rec := &idempotency.Record{ResponseStatus: http.StatusOK, ResponseBody: []byte(body)}
+		if err := store.Complete(t.Context(), req.Claim, rec); err != nil {
+			t.Error(err)
+		}
+	}
+	complete("first")
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for range 1000 {
+			complete("repeated")
+		}
+	})
+	wg.Go(func() {
+		again := req
+		again.Token = idempotency.NewToken()
+		for range 1000 {
+			rec, err := store.Get(t.Context(), orgA, "k")
+			if err != nil || string(rec.ResponseBody) != "first" {
+				t.Errorf("%v, %v", rec, err)
+				return
+			}
+			result, err := store.Claim(t.Context(), again)
+			if err != nil || string(result.Record.ResponseBody) != "first" {
+				t.Errorf("%v, %v", result.Record, err)
+				return
+			}
+		}
+	})
+	wg.Wait()
+}
+
+// heldWriter is a ResponseWriter that something must let go of.
+type heldWriter struct {
+	*httptest.ResponseRecorder
+	_ [1 << 10]byte
+}
+
+// TestMemoryStoreLetsGoOfBrokenAttempts: the record of an attempt that a rule of the user's
+// broke off holds nothing of its request.
+func TestMemoryStoreLetsGoOfBrokenAttempts(t *testing.T) {
+	t.Parallel()
+	store := idempotency.NewMemoryStore()
+	h := idempotency.Require(store, quiet, idempotency.WithStorable(func(int) bool { panic("on purpose") }))(
+		http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusCreated) }))
+	const requests = 50
+	var freed atomic.Int64
+	for i := range requests {
+		func() {
+			defer func() { _ = recover() }()
+			w := &heldWriter{ResponseRecorder: httptest.NewRecorder()}
+			runtime.AddCleanup(w, func(int) { freed.Add(1) }, 0)
+			h.ServeHTTP(w, request(t, fmt.Sprint(i), ""))
+		}()
+	}
+	for deadline := time.Now().Add(20 * time.Second); freed.Load() < requests-1; { // the stack may refer to the last
+		if time.Now().After(deadline) {
+			t.Fatalf("of %d response writers of requests that have ended %d are held", requests, requests-freed.Load())
+		}
+		runtime.GC()
+	}
+	if n := store.Len(); n != requests {
+		t.Errorf("%d records, want %d", n, requests)
+	}
+}
+
+// TestMemoryStoreKeepsFarTimes: those of a Put, though a [time.Duration] cannot reach from
+// one to the other.
+func TestMemoryStoreKeepsFarTimes(t *testing.T) {
+	t.Parallel()
+	store := idempotency.NewMemoryStore()
+	soon := time.Now().Add(time.Hour)
+	never := time.Date(9999, time.December, 31, 0, 0, 0, 0, time.UTC)
+	old := time.Date(1, time.January, 2, 0, 0, 0, 0, time.UTC)
+	for _, rec := range []*idempotency.Record{
+		{Key: "never", CreatedAt: time.Now(), ExpiresAt: never},
+		{Key: "old", CreatedAt: old, ExpiresAt: soon},
+		{Key: "old and never", CreatedAt: old, ExpiresAt: never},
+	} {
+		rec.OrgID, rec.ResponseStatus = orgA, http.StatusOK
+		if err := store.Put(t.Context(), rec); err != nil {
+			t.Fatal(err)
+		}
+		got, err := store.Get(t.Context(), orgA, rec.Key)
+		if err != nil {
+			t.Errorf("%s: %v", rec.Key, err)
+			continue
+		}
+		if !got.CreatedAt.Equal(rec.CreatedAt) || !got.ExpiresAt.Equal(rec.ExpiresAt) {
+			t.Errorf("%s: from %v to %v, want from %v to %v", rec.Key, got.CreatedAt, got.ExpiresAt, rec.CreatedAt, rec.ExpiresAt)
+		}
+	}
+}
+
+// TestMemoryStoreOfCollidingKeys: keys whose hashes are the same are different keys.
+func TestMemoryStoreOfCollidingKeys(t *testing.T) {
+	t.Parallel()
+	newStore := func(testing.TB) idempotency.Store {
+		store := idempotencytest.NewMemoryStore()
+		idempotency.NarrowHash(store.MemoryStore, 1)
+		return store
+	}
+	t.Run("Store", func(t *testing.T) {
+		t.Parallel()
+		idempotencytest.TestStore(t, newStore)
+	})
+	t.Run("Keys", func(t *testing.T) {
+		t.Parallel()
+		store := newStore(t)
+		const keys = 20
+		other := uuid.New()
+		key := func(i int) string { return fmt.Sprint("key ", i) }
+		for i := range keys {
+			rec := &idempotency.Record{OrgID: orgA, Key: key(i), ResponseStatus: http.StatusOK, ResponseBody: []byte(key(i))}
+			if i%3 == 0 {
+				rec.ExpiresAt = time.Now().Add(time.Hour)
+			}
+			if err := store.Put(t.Context(), rec); err != nil {
+				t.Fatal(err)
+			}
+		}
+		store.(*idempotencytest.MemoryStore).Advance(2 * time.Hour)
+		for range 200 {
+			_ = store.Put(t.Context(), &idempotency.Record{OrgID: other, Key: key(0), ResponseStatus: http.StatusOK})
+		}
+		for i := range keys {
+			rec, err := store.Get(t.Context(), orgA, key(i))
+			switch {
+			case i%3 == 0 && !errors.Is(err, idempotency.ErrNotFound):
+				t.Errorf("%s, which has expired: %v, %v", key(i), rec, err)
+			case i%3 != 0 && (err != nil || string(rec.ResponseBody) != key(i)):
+				t.Errorf("%s: %v, %v", key(i), rec, err)
+			}
+		}
+		if n, want := store.(*idempotencytest.MemoryStore).Len(), keys-7+1; n != want {
+			t.Errorf("%d records, want %d", n, want)
+		}
+	})
 }

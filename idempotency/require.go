@@ -182,7 +182,8 @@ type exchange struct {
 	keeper     *leaseKeeper  // of the claim; nil without a lease
 	completed  *memoryRecord // that the claim met, where the store is a MemoryStore
 	emptied    *[]byte       // of bodies, what the request's buffer came in
-	settled    bool          // the claim has been completed or released, or it was tried
+	handled    bool          // a handler has been given the body
+	settled    bool          // the claim on a MemoryStore has been completed or released, or is another's
 }
 
 func (x *exchange) report() {
@@ -341,9 +342,7 @@ func (x *exchange) serveOnce(body []byte, req *ClaimRequest) (again bool) {
 		return x.serveClaimed(body, req.Claim, result, asked)
 	case OutcomeCompleted:
 		x.serveCompleted(result.Record)
-		if req.Request == nil {
-			x.reuse(body)
-		}
+		x.reuse(body, req.Request)
 	case OutcomeInFlight:
 		x.refuse(ErrInFlight, nil)
 		if x.r.Context().Err() != nil {
@@ -534,7 +533,7 @@ func (x *exchange) serveClaimed(body []byte, c Claim, result ClaimResult, asked 
 // decide, as over any store.
 func (x *exchange) letLapse(c Claim) {
 	if !x.settled {
-		_ = x.memory.Extend(context.WithoutCancel(x.r.Context()), c, x.lease) // else it is another's
+		x.memory.letLapse(c, x.lease)
 	}
 }
 
@@ -614,8 +613,9 @@ func (x *exchange) complete(c Claim, outcome response, inTx bool) error {
 	started := x.elapsed()
 	defer func() { x.event.Complete = x.elapsed() - started }()
 	if x.memory != nil {
+		err := x.memory.complete(c, outcome.compact())
 		x.settled = true
-		return x.memory.complete(c, outcome.compact())
+		return err
 	}
 	record := outcome.record()
 	record.OrgID, record.Key = c.OrgID, c.Key
@@ -647,7 +647,12 @@ func (x *exchange) complete(c Claim, outcome response, inTx bool) error {
 func (x *exchange) release(c Claim) (again bool) {
 	started := x.elapsed()
 	defer func() { x.event.Complete = x.elapsed() - started }()
-	c, x.settled = x.releasing(c), true
+	if x.memory != nil {
+		x.releaseErr = x.memory.release(c)
+		x.settled = true
+		return false
+	}
+	c = x.releasing(c)
 	err, unsure := x.calls().persist(3, func(ctx context.Context) error { return x.store.Release(ctx, c) })
 	switch {
 	case unsure && errors.Is(err, ErrLeaseLost): // an earlier try did it, and its answer was lost
