@@ -248,9 +248,10 @@ func (co *coalescer) lead(l lead) {
 }
 
 // runTogether runs the calls in one transaction, which belongs to no single one of their
-// requests. It may take half of the time that each of them has left: the rest is for each
-// by itself. Statements have half of that again, so that it is the server that ends what
-// takes too long, and says that nothing has happened.
+// requests. It may take half of the time that each of them has left, the rest being for
+// each by itself; but one that has next to none left, as under a load that is too much, does
+// not take that of all others. Statements have half of it again, so that it is the server
+// that ends what takes too long, and says that nothing has happened.
 func (co *coalescer) runTogether(together []*call) error {
 	patience := maxPatience
 	ops := make([]db.KeyOp, len(together))
@@ -260,6 +261,7 @@ func (co *coalescer) runTogether(together []*call) error {
 			patience = min(patience, time.Until(c.deadline)/2)
 		}
 	}
+	patience = max(patience, 2*minBound)
 	co.mu.Lock()
 	bound := min(co.bound(), patience/2)
 	co.mu.Unlock()
