@@ -52,7 +52,6 @@ const (
 // call is an operation and its way through a coalescer.
 type call struct {
 	op       db.KeyOp
-	schema   string
 	bytes    int
 	deadline time.Time // zero for none
 
@@ -76,8 +75,8 @@ type run struct {
 
 // do does op: by itself, or with others. bytes is about what its arguments and its results
 // take.
-func (co *coalescer) do(ctx context.Context, schema string, op db.KeyOp, bytes int) error {
-	c := &call{op: op, schema: schema, bytes: bytes}
+func (co *coalescer) do(ctx context.Context, op db.KeyOp, bytes int) error {
+	c := &call{op: op, bytes: bytes}
 	c.deadline, _ = ctx.Deadline()
 	switch place, r := co.enter(c); place {
 	case placeFree:
@@ -103,7 +102,7 @@ func (co *coalescer) do(ctx context.Context, schema string, op db.KeyOp, bytes i
 	}
 	err := co.run(ctx, op.Statements)
 	if err == nil {
-		co.takeBack(schema)
+		co.takeBack(op.Schema())
 	}
 	return err
 }
@@ -122,7 +121,7 @@ func (co *coalescer) enter(c *call) (place, *run) {
 	co.mu.Lock()
 	defer co.mu.Unlock()
 	switch {
-	case len(co.aside) > 0 && co.isAside(c.schema):
+	case len(co.aside) > 0 && co.isAside(c.op.Schema()):
 		return placeAside, nil
 	case len(co.runs) < co.pace.limit():
 		return placeFree, co.begin()
@@ -310,7 +309,7 @@ func (co *coalescer) setAside(calls ...*call) {
 		if len(co.aside) >= maxAside {
 			clear(co.aside)
 		}
-		co.aside[c.schema] = until
+		co.aside[c.op.Schema()] = until
 	}
 }
 

@@ -94,12 +94,13 @@ func WithCoalescing(n int) Option {
 //
 // A crash of the server, not of the service, can then undo the claims of its last moments,
 // three times wal_writer_delay at most (600 ms by default; PostgreSQL 15 documentation,
-// section 30.4; where a standby takes over, what it had not received by then), whose outcomes were not yet stored. A service that lives on goes on with
-// such a request, and a retry that comes after the crash does not find it in flight: both
-// run, and only one of them can store its outcome. So this is for handlers whose effects may
-// happen twice at such a moment, or are made once by whom they ask ([idempotency.ChildKey]).
-// Nothing of a request can be undone once its response was sent: its outcome is durable, and
-// with it all that the server's log had before it.
+// section 30.4; where a standby takes over, what it had not received by then), whose
+// outcomes were not yet stored. A service that lives on goes on with such a request, and a
+// retry that comes after the crash does not find it in flight: both run, and only one of
+// them can store its outcome. So this is for handlers whose effects may happen twice at such
+// a moment, or are made once by whom they ask ([idempotency.ChildKey]). Nothing of a request
+// can be undone once its response was sent: its outcome is durable, and with it all that the
+// server's log had before it.
 func WithRelaxedClaims() Option {
 	return func(s *Store) error {
 		s.relaxed = true
@@ -243,11 +244,11 @@ func (s *Store) firstLook(ctx context.Context, tenant db.Tenant, req idempotency
 			Method: r.method, Target: r.target, Host: r.host, Pattern: r.pattern,
 			PathValues: r.pathValues, Headers: r.headers, Body: r.body,
 		})
-		err = s.claims.do(ctx, tenant.Schema(), claim, len(r.headers)+len(r.body))
+		err = s.claims.do(ctx, claim, len(r.headers)+len(r.body))
 		return claim.Claimed, claim.Row, claim.Found, s.outdatedOrMissing(ctx, tenant, req.OrgID, err)
 	}
 	claim := tenant.Claim(insert, s.seen.expectStrangers())
-	if err = s.claims.do(ctx, tenant.Schema(), claim, 0); err != nil {
+	if err = s.claims.do(ctx, claim, 0); err != nil {
 		return false, row, false, err
 	}
 	if !known {
@@ -264,7 +265,7 @@ func (s *Store) firstLook(ctx context.Context, tenant db.Tenant, req idempotency
 func (s *Store) look(ctx context.Context, tenant db.Tenant, c idempotency.Claim) (row db.ClaimSelectRow, found bool, err error) {
 	look := tenant.Look(db.ClaimSelectParams{OrgID: db.UUID(c.OrgID), Key: c.Key})
 	usual := s.replayed.Load()
-	err = s.looks.do(ctx, tenant.Schema(), look, int(usual))
+	err = s.looks.do(ctx, look, int(usual))
 	if n := int64(len(look.Row.ResponseBody)); err == nil && look.Found {
 		s.replayed.Store(usual + (n-usual)/8) // others may overwrite it: it is a guess
 	}
@@ -340,7 +341,7 @@ func (s *Store) Complete(ctx context.Context, c idempotency.Claim, rec *idempote
 		ResponseHeaders: encodeHeaders(rec), ResponseBody: rec.ResponseBody,
 		OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token),
 	}, c.Kept)
-	err = s.outcomes.do(ctx, tenant.Schema(), completion, len(rec.ResponseBody))
+	err = s.outcomes.do(ctx, completion, len(rec.ResponseBody))
 	switch {
 	case err != nil && c.Kept:
 		err = asOutdated(err)

@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
-
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
@@ -15,6 +14,8 @@ import (
 type KeyOp interface {
 	// Statements returns the statements for it alone.
 	Statements() ([]Statement, error)
+	// Schema returns the quoted name of the schema that it is done in.
+	Schema() string
 	base() *keyOp
 }
 
@@ -25,6 +26,9 @@ type keyOp struct {
 }
 
 func (o *keyOp) base() *keyOp { return o }
+
+// Schema implements [KeyOp].
+func (o *keyOp) Schema() string { return o.tenant.Schema() }
 
 // compare orders by what is locked. Transactions that lock in this order never wait for
 // each other in a circle.

@@ -125,13 +125,17 @@ func claimMany(ops []KeyOp) (Statement, error) {
 		claims[i], tokens[i], keys[i], hashes[i] = c, c.insert.Token, c.key, c.insert.RequestHash
 	}
 	var token pgtype.UUID
-	first, find := claims[0], finder(claims, func(c *Claim) pgtype.UUID { return c.insert.Token })
+	first, next := claims[0], 0
 	return first.tenant.statement(claimInsertMany, Statement{
 		args: []any{first.insert.Ttl, first.insert.Lease, tokens, first.orgID, keys, hashes},
 		dest: []any{&token},
-		onRow: func() {
-			if c := find(token); c != nil {
-				c.Claimed = true
+		onRow: func() { // in the order of the claims, so that there is next to no looking for it
+			for range claims {
+				c := claims[next%len(claims)]
+				if next++; c.insert.Token == token {
+					c.Claimed = true
+					return
+				}
 			}
 		},
 	})
@@ -160,19 +164,4 @@ func lookMany(looks []*Look) (Statement, error) {
 			*row = ClaimSelectRow{} // its bytes are theirs now
 		},
 	})
-}
-
-// finder returns a function that finds the one of a token, fast when it is asked in about
-// the order of all.
-func finder[T any](all []*T, token func(*T) pgtype.UUID) func(pgtype.UUID) *T {
-	next := 0
-	return func(wanted pgtype.UUID) *T {
-		for range all {
-			at := all[next%len(all)]
-			if next++; token(at) == wanted {
-				return at
-			}
-		}
-		return nil
-	}
 }
