@@ -33,17 +33,35 @@ func TestConformanceCoalesced(t *testing.T) {
 	idempotencytest.TestStore(t, newStore, opts...)
 }
 
-// modeStore returns a store over connections of its own in a query mode.
-func modeStore(t *testing.T, pool *pgxpool.Pool, mode pgx.QueryExecMode, opts ...pgstore.Option) *pgstore.Store {
+// poolLike returns a pool of its own that leads where another does.
+func poolLike(t *testing.T, pool *pgxpool.Pool, change func(*pgxpool.Config)) *pgxpool.Pool {
 	t.Helper()
 	cfg := pool.Config()
-	cfg.ConnConfig.DefaultQueryExecMode = mode
+	change(cfg)
 	p, err := pgxpool.NewWithConfig(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(p.Close)
-	return storetest.NewStore(t, p, opts...)
+	return p
+}
+
+// withMode sets a query mode.
+func withMode(mode pgx.QueryExecMode) func(*pgxpool.Config) {
+	return func(cfg *pgxpool.Config) { cfg.ConnConfig.DefaultQueryExecMode = mode }
+}
+
+// withConns sets how many connections there may be.
+func withConns(n int32) func(*pgxpool.Config) { return func(cfg *pgxpool.Config) { cfg.MaxConns = n } }
+
+// countedPool is poolLike with a count of its round trips.
+func countedPool(t *testing.T, pool *pgxpool.Pool, conns int32) (*pgxpool.Pool, *tripCounter) {
+	t.Helper()
+	trips := &tripCounter{}
+	return poolLike(t, pool, func(cfg *pgxpool.Config) {
+		cfg.MaxConns = conns
+		cfg.ConnConfig.DialFunc = trips.dial(cfg.ConnConfig.DialFunc)
+	}), trips
 }
 
 // TestManyAtOnce: many requests of several tenants, each sent three times at once, are
@@ -58,7 +76,7 @@ func TestManyAtOnce(t *testing.T) {
 	} {
 		t.Run(mode.String(), func(t *testing.T) {
 			t.Parallel()
-			store := modeStore(t, pool, mode, pgstore.WithCoalescing(1))
+			store := storetest.NewStore(t, poolLike(t, pool, withMode(mode)), pgstore.WithCoalescing(1))
 			const keys = 60
 			var claimed [keys]atomic.Int32
 			all := func(do func(i int, req idempotency.ClaimRequest)) {
@@ -115,15 +133,7 @@ func TestCoalescingTakesFewTransactions(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.NewPool(t)
 	org := storetest.NewTenant(t, pool)
-	cfg := pool.Config()
-	trips := &tripCounter{}
-	cfg.ConnConfig.DialFunc = trips.dial(cfg.ConnConfig.DialFunc)
-	cfg.MaxConns = 2
-	counted, err := pgxpool.NewWithConfig(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer counted.Close()
+	counted, trips := countedPool(t, pool, 2)
 	store := storetest.NewStore(t, counted, pgstore.WithCoalescing(1))
 	warm := claimRequest(org, "warm")
 	mustClaim(t, store, warm, idempotency.OutcomeClaimed)
@@ -181,7 +191,7 @@ func TestFailuresAreTheirOwn(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			store := modeStore(t, pool, mode, pgstore.WithCoalescing(1))
+			store := storetest.NewStore(t, poolLike(t, pool, withMode(mode)), pgstore.WithCoalescing(1))
 			var wg sync.WaitGroup
 			attempt := func(org uuid.UUID, key string, want error) {
 				wg.Go(func() {
@@ -217,14 +227,7 @@ func TestBlockedTenantBlocksNoOther(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.NewPool(t)
 	free, locked := storetest.NewTenant(t, pool), storetest.NewTenant(t, pool)
-	cfg := pool.Config()
-	cfg.MaxConns = 16
-	p, err := pgxpool.NewWithConfig(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
-	store := storetest.NewStore(t, p, pgstore.WithCoalescing(1))
+	store := storetest.NewStore(t, poolLike(t, pool, withConns(16)), pgstore.WithCoalescing(1))
 	release := lockTable(t, pool, locked)
 	blocked, cancel := context.WithTimeout(t.Context(), 6*time.Second)
 	defer cancel()
@@ -385,15 +388,7 @@ func TestReplaysElsewhere(t *testing.T) {
 		mustClaim(t, first, req, idempotency.OutcomeClaimed)
 		mustComplete(t, first, req.Claim)
 	}
-	cfg := pool.Config()
-	cfg.MaxConns = 1
-	trips := &tripCounter{}
-	cfg.ConnConfig.DialFunc = trips.dial(cfg.ConnConfig.DialFunc)
-	counted, err := pgxpool.NewWithConfig(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer counted.Close()
+	counted, trips := countedPool(t, pool, 1)
 	second := storetest.NewStore(t, counted)
 	var took []int64
 	for i := range 10 {
@@ -450,14 +445,7 @@ func TestShortDeadlinesBesideBlocked(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.NewPool(t)
 	free, locked := storetest.NewTenant(t, pool), storetest.NewTenant(t, pool)
-	cfg := pool.Config()
-	cfg.MaxConns = 16
-	p, err := pgxpool.NewWithConfig(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
-	store := storetest.NewStore(t, p, pgstore.WithCoalescing(1))
+	store := storetest.NewStore(t, poolLike(t, pool, withConns(16)), pgstore.WithCoalescing(1))
 	lockTable(t, pool, locked)
 	blocked, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -490,19 +478,15 @@ func TestTransactionGivenUpHasEnded(t *testing.T) {
 			t.Parallel()
 			pool := pgtest.NewPool(t)
 			free, locked := storetest.NewTenant(t, pool), storetest.NewTenant(t, pool)
-			cfg := pool.Config()
-			cfg.MaxConns = 16
-			cfg.ConnConfig.DefaultQueryExecMode = mode
-			dial := cfg.ConnConfig.DialFunc
-			cfg.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
-				conn, err := dial(ctx, network, address)
-				return noCancel{conn}, err
-			}
-			p, err := pgxpool.NewWithConfig(t.Context(), cfg)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer p.Close()
+			p := poolLike(t, pool, func(cfg *pgxpool.Config) {
+				cfg.MaxConns = 16
+				cfg.ConnConfig.DefaultQueryExecMode = mode
+				dial := cfg.ConnConfig.DialFunc
+				cfg.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+					conn, err := dial(ctx, network, address)
+					return noCancel{conn}, err
+				}
+			})
 			store := storetest.NewStore(t, p, pgstore.WithCoalescing(1))
 			release := lockTable(t, pool, locked)
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -549,15 +533,7 @@ func TestCancellationIsNoFailure(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.NewPool(t)
 	org := storetest.NewTenant(t, pool)
-	cfg := pool.Config()
-	trips := &tripCounter{}
-	cfg.ConnConfig.DialFunc = trips.dial(cfg.ConnConfig.DialFunc)
-	cfg.MaxConns = 2
-	counted, err := pgxpool.NewWithConfig(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer counted.Close()
+	counted, trips := countedPool(t, pool, 2)
 	store := storetest.NewStore(t, counted, pgstore.WithCoalescing(1))
 	mustClaim(t, store, claimRequest(org, "warm"), idempotency.OutcomeClaimed)
 	left, cancel := context.WithCancel(t.Context())

@@ -321,15 +321,7 @@ func TestPurgeOfSteps(t *testing.T) {
 func TestStepsTakeTheirRoundTrips(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.NewPool(t)
-	var counter tripCounter
-	config := pool.Config()
-	config.MaxConns = 2 // one may be a transaction's, and the other has prepared the statements
-	config.ConnConfig.DialFunc = counter.dial(config.ConnConfig.DialFunc)
-	counted, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(counted.Close)
+	counted, counter := countedPool(t, pool, 2) // one may be a transaction's, and the other has prepared the statements
 	org := storetest.NewTenant(t, pool)
 	store := storetest.NewStore(t, counted)
 	trips := func(s idempotency.StepStore, key string) {

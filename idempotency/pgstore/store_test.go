@@ -55,15 +55,7 @@ func TestRoundTrips(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.NewPool(t)
 	org := storetest.NewTenant(t, pool)
-	cfg := pool.Config()
-	cfg.MaxConns = 1
-	trips := &tripCounter{}
-	cfg.ConnConfig.DialFunc = trips.dial(cfg.ConnConfig.DialFunc)
-	counted, err := pgxpool.NewWithConfig(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer counted.Close()
+	counted, trips := countedPool(t, pool, 1)
 	store := storetest.NewStore(t, counted)
 	steps := []struct {
 		name string
@@ -278,13 +270,7 @@ func TestQueryModes(t *testing.T) {
 	} {
 		t.Run(mode.String(), func(t *testing.T) {
 			t.Parallel()
-			cfg := pool.Config()
-			cfg.ConnConfig.DefaultQueryExecMode = mode
-			p, err := pgxpool.NewWithConfig(t.Context(), cfg)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer p.Close()
+			p := poolLike(t, pool, withMode(mode))
 			store := storetest.NewStore(t, p)
 			req := claimRequest(org, mode.String())
 			mustClaim(t, store, req, idempotency.OutcomeClaimed)

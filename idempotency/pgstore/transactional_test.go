@@ -172,15 +172,7 @@ func TestTransactionCommitsEffectAndRecordTogether(t *testing.T) {
 func TestTransactionTakesTwoRoundTrips(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.NewPool(t)
-	var counter tripCounter
-	config := pool.Config()
-	config.MaxConns = 1
-	config.ConnConfig.DialFunc = counter.dial(config.ConnConfig.DialFunc)
-	counted, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(counted.Close)
+	counted, counter := countedPool(t, pool, 1)
 	b := newBank(t, pool, func(http.ResponseWriter, *http.Request) {}, nil)
 	b.serve(t, storetest.NewStore(t, counted).Transactional(), func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "done") })
 	b.want(t, "warm", http.StatusOK, "done") // statements are prepared once
