@@ -226,6 +226,9 @@ func (l *link) pumpRequests(in *bufio.Reader, server net.Conn) {
 			l.sent++
 			l.mu.Unlock()
 		}
+		if ends {
+			l.holdAnswers()
+		}
 		if (ends && len(l.atSent) > 0 || in.Buffered() == 0) && !flush() {
 			return
 		}
@@ -238,6 +241,16 @@ func (l *link) pumpRequests(in *bufio.Reader, server net.Conn) {
 			if !l.strike(strike, answers, "") {
 				return
 			}
+		}
+	}
+}
+
+// holdAnswers shuts the way of the answers before a round trip is sent if a fault that keeps
+// them back is to strike as soon as it has been: the server may be faster than that.
+func (l *link) holdAnswers() {
+	for _, strike := range l.atSent {
+		if kind := strike.fault.Kind; kind != Watch && kind != BlackHoleRequests {
+			l.gates[answers].shut(0)
 		}
 	}
 }
