@@ -16,8 +16,10 @@ const DefaultPrefix = "tenant_"
 // an implementation that looks tenants up should cache.
 //
 // Schema returns an error that wraps [ErrUnknownTenant] for an org_id that has
-// no schema, [uuid.Nil] among them; any other error is a passing fault of the
-// directory. It must be safe for concurrent use.
+// no schema, [uuid.Nil] among them, and one that wraps [ErrSuspendedTenant] for a
+// tenant that is not served at present; any other error is a passing fault of the
+// directory. It must be safe for concurrent use. A directory that knows more is a
+// [Placer].
 type Directory interface {
 	Schema(ctx context.Context, orgID uuid.UUID) (Schema, error)
 }

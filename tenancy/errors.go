@@ -12,4 +12,9 @@ var (
 	// been provisioned. It is a fact about the tenant, not a passing fault:
 	// retrying does not help, provisioning the tenant does.
 	ErrUnknownTenant = errors.New("tenancy: unknown tenant")
+
+	// ErrSuspendedTenant is returned by a [Directory] for a tenant that is known and not
+	// served at present: suspended, about to be deleted, or not wholly provisioned yet.
+	// Retrying helps once it is served again.
+	ErrSuspendedTenant = errors.New("tenancy: suspended tenant")
 )
