@@ -242,7 +242,7 @@ func (co *coalescer) lead(l lead) {
 		return
 	}
 	for _, c := range l.together {
-		c.alone = false
+		c.alone = !c.op.Settled()
 	}
 }
 

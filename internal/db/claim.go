@@ -16,6 +16,10 @@ type KeyOp interface {
 	Statements() ([]Statement, error)
 	// Schema returns the quoted name of the schema that it is done in.
 	Schema() string
+	// Settled reports, once its statements have been run, whether what came of it is known.
+	// It is not of one that was run together with others, and met somebody who changed the
+	// record at that moment: then it has had no effect, and is to be run by itself.
+	Settled() bool
 	base() *keyOp
 }
 
@@ -26,6 +30,9 @@ type keyOp struct {
 }
 
 func (o *keyOp) base() *keyOp { return o }
+
+// Settled implements [KeyOp].
+func (o *keyOp) Settled() bool { return true }
 
 // Schema implements [KeyOp].
 func (o *keyOp) Schema() string { return o.tenant.Schema() }
@@ -145,6 +152,7 @@ type Completion struct {
 	keyOp
 	complete    CompleteParams
 	recoverable bool
+	unsettled   bool
 	Held        bool // the attempt held the token
 	Awaited     bool
 }
@@ -160,12 +168,15 @@ func (c *Completion) Statements() ([]Statement, error) {
 	return []Statement{s}, err
 }
 
+// Settled implements [KeyOp].
+func (c *Completion) Settled() bool { return !c.unsettled }
+
 func (c *Completion) completion() (Statement, error) {
 	sql := complete
 	if c.recoverable {
 		sql = completeRecoverable
 	}
-	c.Held = true
+	c.Held, c.unsettled = true, false
 	a := &c.complete
 	return c.tenant.statement(sql, Statement{
 		args:   []any{a.ResponseStatus, a.ResponseKept, a.ResponseHeaders, a.ResponseBody, a.OrgID, a.Key, a.Token},
