@@ -468,7 +468,7 @@ func TestLockOrderOfCompletions(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() { complete("the first", "z", "y", "x", "m", "a") }) // has a, and waits for m
 	waitForLocks(t, pool, 1)
-	wg.Go(func() { complete("the second", "z", "y", "a", "b", "c") }) // waits for a, without y and z
+	wg.Go(func() { complete("the second", "c", "b", "a", "y", "z") }) // waits for a, without y and z
 	waitForLocks(t, pool, 2)
 	if err := hold.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
