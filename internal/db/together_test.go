@@ -314,15 +314,15 @@ func TestTogetherFailsTogether(t *testing.T) {
 // so small that reading it whole, or all of its index, was as cheap.
 func TestManyKeysAreFoundByTheirIndex(t *testing.T) {
 	t.Parallel()
-	for i := range 4 {
-		rows, plans := i%2, []string{"auto", "force_generic_plan"}[i/2]
-		t.Run(fmt.Sprint("from ", rows, " ", plans), func(t *testing.T) {
+	for i := range 6 {
+		rows, setting := i%2, [][2]string{{"plan_cache_mode", "auto"}, {"plan_cache_mode", "force_generic_plan"}, {"enable_nestloop", "off"}}[i/2]
+		t.Run(fmt.Sprint("from ", rows, " ", setting), func(t *testing.T) {
 			t.Parallel()
 			pool := pgtest.NewPool(t)
 			tenant, org := newSchema(t, pool)
 			config := pool.Config()
 			config.MaxConns = 1
-			config.ConnConfig.RuntimeParams["plan_cache_mode"] = plans
+			config.ConnConfig.RuntimeParams[setting[0]] = setting[1]
 			pool.Close()
 			pool, err := pgxpool.NewWithConfig(t.Context(), config)
 			if err != nil {
