@@ -81,8 +81,8 @@ func (co *coalescer) do(ctx context.Context, op db.KeyOp, bytes int) error {
 	switch place, r := co.enter(c); place {
 	case placeFree:
 		defer co.leave(r)
-		err := co.run(ctx, op.Statements)
-		if isOwnFault(err) {
+		err := co.runAlone(ctx, op)
+		if err != nil && isOwnFault(err) {
 			co.setAside(c)
 		}
 		return err
@@ -100,7 +100,7 @@ func (co *coalescer) do(ctx context.Context, op db.KeyOp, bytes int) error {
 			return nil
 		}
 	}
-	err := co.run(ctx, op.Statements)
+	err := co.runAlone(ctx, op)
 	if err == nil {
 		co.takeBack(op.Schema())
 	}
@@ -242,7 +242,7 @@ func (co *coalescer) lead(l lead) {
 		return
 	}
 	for _, c := range l.together {
-		c.alone = false
+		c.alone = !c.op.Settled()
 	}
 }
 
@@ -266,14 +266,22 @@ func (co *coalescer) runTogether(together []*call) error {
 	co.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	return co.run(ctx, func() ([]db.Statement, error) { return db.Together(ops, bound) })
-}
-
-func (co *coalescer) run(ctx context.Context, of func() ([]db.Statement, error)) error {
-	statements, err := of()
+	statements, err := db.Together(ops, bound)
 	if err != nil {
 		return err
 	}
+	return co.run(ctx, statements)
+}
+
+func (co *coalescer) runAlone(ctx context.Context, op db.KeyOp) error {
+	statements, err := op.Statements()
+	if err != nil {
+		return err
+	}
+	return co.run(ctx, statements)
+}
+
+func (co *coalescer) run(ctx context.Context, statements []db.Statement) error {
 	if co.relaxed {
 		statements = slices.Insert(statements, 0, db.RelaxCommit())
 	}

@@ -339,6 +339,126 @@ func TestNoDeadlocks(t *testing.T) {
 	}
 }
 
+// TestCompletionsAmongOthers: while records are extended, marked by those who wait, taken
+// over and cleared, every completion of many that go together is told what has become of it.
+func TestCompletionsAmongOthers(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	kept, lost := storetest.NewTenant(t, pool), storetest.NewTenant(t, pool)
+	store := storetest.NewStore(t, pool, pgstore.WithCoalescing(1))
+	other := storetest.NewStore(t, pool)
+	const keys = 60
+	for round := range 5 {
+		reqs := make([]idempotency.ClaimRequest, 2*keys)
+		for i := range reqs {
+			org := kept
+			if i%2 != 0 {
+				org = lost
+			}
+			reqs[i] = claimRequest(org, fmt.Sprint(round, "-", i))
+			mustClaim(t, store, reqs[i], idempotency.OutcomeClaimed)
+		}
+		errs := make([]error, len(reqs))
+		var wg sync.WaitGroup
+		for i, req := range reqs {
+			wg.Go(func() { errs[i] = store.Complete(t.Context(), req.Claim, &idempotency.Record{ResponseStatus: 200 + i}) })
+			wg.Go(func() {
+				switch waits := req; {
+				case req.OrgID == kept && i%4 == 0: // one that waits marks the record
+					waits.Token, waits.Await = idempotency.NewToken(), true
+					if _, err := other.Claim(t.Context(), waits); err != nil {
+						t.Error(err)
+					}
+				case req.OrgID == kept:
+					if err := other.Extend(t.Context(), req.Claim, time.Hour); err != nil && !errors.Is(err, idempotency.ErrLeaseLost) {
+						t.Error(err)
+					}
+				case i%3 == 0: // as one that takes it over
+					if _, err := pool.Exec(t.Context(), `UPDATE `+storetest.SchemaOf(t, lost).Quoted()+`.idempotency_records AS r
+						SET token = $1, attempt = 2 WHERE r.key = $2 AND r.completed_at IS NULL`, uuid.New(), req.Key); err != nil {
+						t.Error(err)
+					}
+				case i%(keys/2) == 1:
+					if err := other.Clear(t.Context(), lost); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		for i, req := range reqs {
+			switch err := errs[i]; {
+			case req.OrgID == kept && err != nil:
+				t.Errorf("key %s, which nobody took: %v", req.Key, err)
+			case err != nil && !errors.Is(err, idempotency.ErrLeaseLost):
+				t.Errorf("key %s: %v", req.Key, err)
+			}
+			rec, err := store.Get(t.Context(), req.OrgID, req.Key)
+			switch {
+			case errors.Is(err, idempotency.ErrNotFound):
+				if req.OrgID == kept {
+					t.Errorf("key %s is not there", req.Key)
+				}
+			case err != nil:
+				t.Error(err)
+			case errs[i] != nil || rec.ResponseStatus != 200+i:
+				t.Errorf("key %s: the completion was told %v, and stored is %+v", req.Key, errs[i], rec)
+			}
+		}
+	}
+}
+
+// TestCompletionThatMetAnother: a completion among others whose record another changes at
+// this moment is stored all the same, and one whose record is taken is told so.
+func TestCompletionThatMetAnother(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	for what, c := range map[string]struct {
+		change string
+		want   error
+	}{
+		"extended": {"lease_until = now() + interval '1 hour'", nil},
+		"taken":    {"token = gen_random_uuid(), attempt = 2", idempotency.ErrLeaseLost},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			org := storetest.NewTenant(t, pool)
+			store := storetest.NewStore(t, poolLike(t, pool, withConns(8)), pgstore.WithCoalescing(1))
+			const keys = 30
+			reqs := make([]idempotency.ClaimRequest, keys)
+			for i := range reqs {
+				reqs[i] = claimRequest(org, fmt.Sprint(i))
+				mustClaim(t, store, reqs[i], idempotency.OutcomeClaimed)
+			}
+			hold, err := pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = hold.Rollback(context.Background()) }()
+			if _, err := hold.Exec(t.Context(), `UPDATE `+storetest.SchemaOf(t, org).Quoted()+`.idempotency_records SET `+c.change+` WHERE key = '7'`); err != nil {
+				t.Fatal(err)
+			}
+			var wg sync.WaitGroup
+			for i, req := range reqs {
+				wg.Go(func() {
+					want := error(nil)
+					if i == 7 {
+						want = c.want
+					}
+					if err := store.Complete(t.Context(), req.Claim, &idempotency.Record{ResponseStatus: 200 + i}); !errors.Is(err, want) {
+						t.Errorf("key %d: %v, want %v", i, err, want)
+					}
+				})
+			}
+			waitForLock(t, pool)
+			if err := hold.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			wg.Wait()
+		})
+	}
+}
+
 // TestRelaxedClaims: a claim's transaction alone commits without waiting for the disk.
 func TestRelaxedClaims(t *testing.T) {
 	t.Parallel()

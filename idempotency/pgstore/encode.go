@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
-	"maps"
 	"slices"
 	"strings"
 
@@ -53,22 +52,27 @@ var errHeaders = errors.New("stored headers are damaged, or written by a newer v
 
 // encodeHeaders returns nil for a record without headers.
 func encodeHeaders(rec *idempotency.Record) []byte {
-	return encodeMap(rec.ResponseHeaders, func(name string) byte {
-		if slices.Contains(rec.AppendedHeaders, name) {
-			return headersAppended
-		}
-		return 0
-	})
+	return encodeMap(rec.ResponseHeaders, rec.AppendedHeaders)
 }
 
-func encodeMap(headers map[string][]string, flags func(name string) byte) []byte {
+// encodeMap encodes a map, the appended names of which are given.
+func encodeMap(headers map[string][]string, appended []string) []byte {
 	if len(headers) == 0 {
 		return nil
 	}
+	names := make([]string, 0, 16)
+	for name := range headers {
+		names = append(names, name)
+	}
+	slices.Sort(names)
 	buf := make([]byte, 0, 256)
 	buf = append(buf, headersVersion)
-	for _, name := range slices.Sorted(maps.Keys(headers)) {
-		buf = append(buf, flags(name))
+	for _, name := range names {
+		var flags byte
+		if slices.Contains(appended, name) {
+			flags = headersAppended
+		}
+		buf = append(buf, flags)
 		buf = appendString(buf, name)
 		values := headers[name]
 		buf = binary.AppendUvarint(buf, uint64(len(values)))
@@ -94,16 +98,19 @@ func decodeHeaders(rec *idempotency.Record, stored []byte) error {
 		return errHeaders
 	}
 	rec.ResponseHeaders = make(map[string][]string)
+	room := make([]string, 0, 4) // for the values of several headers
 	for len(d.rest) > 0 && !d.damaged {
 		flags := d.byte()
 		name := d.string()
 		n := d.count()
 		var values []string
 		if n > 0 {
-			values = make([]string, 0, n)
-		}
-		for range n {
-			values = append(values, d.string())
+			room = slices.Grow(room, n)
+			for range n {
+				room = append(room, d.string())
+			}
+			first := len(room) - n
+			values = room[first:len(room):len(room)]
 		}
 		rec.ResponseHeaders[name] = values
 		if flags&headersAppended != 0 {

@@ -51,6 +51,36 @@ func TestHeadersThatAreNone(t *testing.T) {
 	}
 }
 
+// TestHeadersOfEarlierVersions: what is in tables stays readable, and is written the same.
+func TestHeadersOfEarlierVersions(t *testing.T) {
+	t.Parallel()
+	const stored = "\x01" +
+		"\x00\x0cContent-Type\x01\x10application/json" +
+		"\x00\x04Link\x03\x01a\x01b\x01c" +
+		"\x01\x04Vary\x02\x06Accept\x06Origin" +
+		"\x00\x08X-Absent\x00" +
+		"\x00\x07X-Empty\x01\x00"
+	want := map[string][]string{
+		"Content-Type": {"application/json"}, "Link": {"a", "b", "c"}, "Vary": {"Accept", "Origin"}, "X-Absent": nil, "X-Empty": {""},
+	}
+	var rec idempotency.Record
+	if err := pgstore.DecodeHeaders(&rec, []byte(stored)); err != nil {
+		t.Fatal(err)
+	}
+	same := func(a, b []string) bool { return slices.Equal(a, b) && (a == nil) == (b == nil) }
+	if !maps.EqualFunc(rec.ResponseHeaders, want, same) || !slices.Equal(rec.AppendedHeaders, []string{"Vary"}) {
+		t.Errorf("read as %q, appended %q", rec.ResponseHeaders, rec.AppendedHeaders)
+	}
+	for name, values := range rec.ResponseHeaders { // none may reach into another's
+		if cap(values) > len(values) {
+			t.Errorf("the values of %s have room for %d more", name, cap(values)-len(values))
+		}
+	}
+	if again := pgstore.EncodeHeaders(&rec); string(again) != stored {
+		t.Errorf("written again as %q", again)
+	}
+}
+
 // TestDamagedHeaders: every stored form that is cut short or of another version is
 // an error, and none makes the reader panic or allocate without bound.
 func TestDamagedHeaders(t *testing.T) {

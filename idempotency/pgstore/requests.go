@@ -18,14 +18,13 @@ type storedRequest struct {
 }
 
 func encodeRequest(r *idempotency.KeptRequest) storedRequest {
-	noFlags := func(string) byte { return 0 }
 	values := make(map[string][]string, len(r.PathValues))
 	for name, value := range r.PathValues {
 		values[name] = []string{value}
 	}
 	return storedRequest{
 		method: r.Method, pattern: r.Pattern, target: []byte(r.Target), host: []byte(r.Host),
-		pathValues: encodeMap(values, noFlags), headers: encodeMap(r.Header, noFlags), body: r.Body,
+		pathValues: encodeMap(values, nil), headers: encodeMap(r.Header, nil), body: r.Body,
 	}
 }
 

@@ -16,6 +16,10 @@ type KeyOp interface {
 	Statements() ([]Statement, error)
 	// Schema returns the quoted name of the schema that it is done in.
 	Schema() string
+	// Settled reports, once its statements have been run, whether what came of it is known.
+	// It is not of one that was run together with others, and met somebody who changed the
+	// record at that moment: then it has had no effect, and is to be run by itself.
+	Settled() bool
 	base() *keyOp
 }
 
@@ -26,6 +30,9 @@ type keyOp struct {
 }
 
 func (o *keyOp) base() *keyOp { return o }
+
+// Settled implements [KeyOp].
+func (o *keyOp) Settled() bool { return true }
 
 // Schema implements [KeyOp].
 func (o *keyOp) Schema() string { return o.tenant.Schema() }
@@ -62,7 +69,7 @@ func (l *Look) Statements() ([]Statement, error) {
 func (l *Look) look() (Statement, error) {
 	l.Found = true
 	return l.tenant.statement(claimSelect, Statement{
-		args: []any{l.orgID, l.key}, dest: l.Row.dest(), onNone: func() { l.Found = false },
+		args: []any{&l.orgID, l.key}, dest: l.Row.dest(), onNone: func() { l.Found = false },
 	})
 }
 
@@ -106,7 +113,7 @@ func (c *Claim) Statements() ([]Statement, error) {
 func (c *Claim) insertion() (Statement, error) {
 	a := &c.insert
 	return c.tenant.statement(claimInsert, Statement{
-		args: []any{a.Ttl, a.Lease, a.Token, a.OrgID, a.Key, a.RequestHash}, onTag: c.onTag,
+		args: []any{a.Ttl, a.Lease, &a.Token, &a.OrgID, a.Key, a.RequestHash}, onTag: c.onTag,
 	})
 }
 
@@ -129,7 +136,7 @@ func (c *RecoverableClaim) Statements() ([]Statement, error) {
 	insert, err := c.tenant.statement(claimInsertRecoverable, Statement{
 		args: []any{
 			a.Method, a.Target, a.Host, a.Pattern, a.PathValues, a.Headers, a.Body,
-			a.Ttl, a.Lease, a.Token, a.OrgID, a.Key, a.RequestHash,
+			a.Ttl, a.Lease, &a.Token, &a.OrgID, a.Key, a.RequestHash,
 		},
 		onTag: c.onTag,
 	})
@@ -145,6 +152,7 @@ type Completion struct {
 	keyOp
 	complete    CompleteParams
 	recoverable bool
+	unsettled   bool
 	Held        bool // the attempt held the token
 	Awaited     bool
 }
@@ -160,20 +168,24 @@ func (c *Completion) Statements() ([]Statement, error) {
 	return []Statement{s}, err
 }
 
+// Settled implements [KeyOp].
+func (c *Completion) Settled() bool { return !c.unsettled }
+
 func (c *Completion) completion() (Statement, error) {
 	sql := complete
 	if c.recoverable {
 		sql = completeRecoverable
 	}
-	c.Held = true
+	c.Held, c.unsettled = true, false
 	a := &c.complete
 	return c.tenant.statement(sql, Statement{
-		args:   []any{a.ResponseStatus, a.ResponseKept, a.ResponseHeaders, a.ResponseBody, a.OrgID, a.Key, a.Token},
+		args:   []any{a.ResponseStatus, a.ResponseKept, a.ResponseHeaders, a.ResponseBody, &a.OrgID, a.Key, &a.Token},
 		dest:   []any{&c.Awaited},
 		onNone: func() { c.Held = false },
 	})
 }
 
 // UUID returns what stands for id in the parameters of queries. It goes to the server in
-// binary; a uuid.UUID would go as text, which costs several times as much.
+// binary; a uuid.UUID would go as text, which costs several times as much. As an argument a
+// pointer to it does as well, and needs no memory of its own.
 func UUID(id [16]byte) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: true} }

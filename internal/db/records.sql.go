@@ -13,12 +13,14 @@ import (
 )
 
 const beginTogether = `-- name: BeginTogether :exec
-SELECT set_config('statement_timeout', $1::text, true), set_config('enable_seqscan', 'off', true)
+SELECT set_config('statement_timeout', $1::text, true), set_config('enable_seqscan', 'off', true),
+       set_config('enable_nestloop', 'on', true)
 `
 
 // BeginTogether sets, for the transaction alone, how long each of its statements may take,
 // so that it ends before those who wait for it give it up; and that none is planned for
-// reading a table whole, which looks cheap while that is small.
+// reading a table whole, which looks cheap while that is small. To look each key up takes a
+// nested loop, so they are on, should the role of the service have them off.
 func (q *Queries) BeginTogether(ctx context.Context, bound string) error {
 	_, err := q.db.Exec(ctx, beginTogether, bound)
 	return err
@@ -342,6 +344,79 @@ func (q *Queries) Complete(ctx context.Context, arg CompleteParams) (bool, error
 	var awaited bool
 	err := row.Scan(&awaited)
 	return awaited, err
+}
+
+const completeMany = `-- name: CompleteMany :many
+UPDATE /*tenant.*/idempotency_records AS r
+SET completed_at = now(), response_status = f.response_status, response_kept = f.response_kept,
+    response_headers = f.response_headers, response_body = f.response_body
+FROM (
+    SELECT c.token, c.key, c.response_status, c.response_kept, c.response_headers, c.response_body, p.place
+    FROM (
+        SELECT unnest($2::uuid[]) AS token, unnest($3::text[]) AS key,
+               unnest($4::integer[]) AS response_status, unnest($5::boolean[]) AS response_kept,
+               unnest($6::bytea[]) AS response_headers, unnest($7::bytea[]) AS response_body
+    ) AS c
+    CROSS JOIN LATERAL (
+        SELECT l.ctid::tid AS place
+        FROM /*tenant.*/idempotency_records AS l
+        WHERE l.org_id = $1 AND l.key = c.key AND l.token = c.token
+        OFFSET 0
+    ) AS p
+) AS f
+WHERE r.ctid = f.place AND (r.org_id = $1 AND r.key = f.key AND r.token = f.token) IS TRUE
+RETURNING r.token, r.awaited
+`
+
+type CompleteManyParams struct {
+	OrgID            pgtype.UUID
+	Tokens           []pgtype.UUID
+	Keys             []string
+	ResponseStatuses []int32
+	ResponseKepts    []bool
+	ResponseHeaders  [][]byte
+	ResponseBodies   [][]byte
+}
+
+type CompleteManyRow struct {
+	Token   pgtype.UUID
+	Awaited bool
+}
+
+// CompleteMany is Complete for many keys of a tenant. It returns the tokens of those that
+// it has completed, and locks in the order in which the keys are given. A row that changed
+// at this moment may be left out though its token holds: by Complete it is found out.
+//
+// Each row is looked up by itself, by all of the primary key, for OFFSET 0; and updated by
+// its ctid. Where tables are not read whole there is no other plan, whatever statistics
+// say: IS TRUE makes of the rest no condition of an index or a join. It is there because a
+// row that another has changed meanwhile is looked at again.
+func (q *Queries) CompleteMany(ctx context.Context, arg CompleteManyParams) ([]CompleteManyRow, error) {
+	rows, err := q.db.Query(ctx, completeMany,
+		arg.OrgID,
+		arg.Tokens,
+		arg.Keys,
+		arg.ResponseStatuses,
+		arg.ResponseKepts,
+		arg.ResponseHeaders,
+		arg.ResponseBodies,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []CompleteManyRow
+	for rows.Next() {
+		var i CompleteManyRow
+		if err := rows.Scan(&i.Token, &i.Awaited); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const completedBy = `-- name: CompletedBy :one

@@ -81,8 +81,12 @@ func (t *together) endTenant() {
 	} else {
 		t.add(&t.claiming, func() (Statement, error) { return claimMany(claims) })
 	}
-	for _, c := range completions {
-		t.add(&t.completing, c.completion)
+	if len(completions) < minMany || slices.ContainsFunc(completions, func(c *Completion) bool { return c.recoverable }) {
+		for _, c := range completions {
+			t.add(&t.completing, c.completion)
+		}
+	} else {
+		t.add(&t.completing, func() (Statement, error) { return completionsOf(completions) })
 	}
 	if len(looks) < minMany {
 		for _, l := range looks {
@@ -104,6 +108,8 @@ type (
 	uuids = pgtype.FlatArray[pgtype.UUID]
 	texts = pgtype.FlatArray[string]
 	bytes = pgtype.FlatArray[[]byte]
+	ints  = pgtype.FlatArray[int32]
+	bools = pgtype.FlatArray[bool]
 )
 
 // differ reports whether the terms of claims do: then they have no statement in common.
@@ -134,6 +140,35 @@ func claimMany(ops []KeyOp) (Statement, error) {
 				c := claims[next%len(claims)]
 				if next++; c.insert.Token == token {
 					c.Claimed = true
+					return
+				}
+			}
+		},
+	})
+}
+
+// completionsOf is [Queries.CompleteMany]. Those of which it returns nothing are not settled.
+func completionsOf(completions []*Completion) (Statement, error) {
+	n := len(completions)
+	tokens, keys, headers, bodies := make(uuids, n), make(texts, n), make(bytes, n), make(bytes, n)
+	statuses, kept := make(ints, n), make(bools, n)
+	for i, c := range completions {
+		c.Held, c.unsettled = false, true
+		a := &c.complete
+		tokens[i], keys[i], headers[i], bodies[i] = a.Token, a.Key, a.ResponseHeaders, a.ResponseBody
+		statuses[i], kept[i] = a.ResponseStatus, a.ResponseKept
+	}
+	var token pgtype.UUID
+	var awaited bool
+	first, next := completions[0], 0
+	return first.tenant.statement(completeMany, Statement{
+		args: []any{first.orgID, tokens, keys, statuses, kept, headers, bodies},
+		dest: []any{&token, &awaited},
+		onRow: func() { // in the order of the completions, as for claims
+			for range completions {
+				c := completions[next%n]
+				if next++; c.unsettled && c.complete.Token == token {
+					c.Held, c.Awaited, c.unsettled = true, awaited, false
 					return
 				}
 			}

@@ -113,6 +113,10 @@ func TestTogether(t *testing.T) {
 				t.Fatal(err)
 			}
 			for i := range first {
+				if !done[i].Settled() || !stale[i].Settled() && stale[i].Held {
+					t.Errorf("completions: settled %t, by another token %t", done[i].Settled(), stale[i].Settled())
+				}
+				settle(t, pool, stale[i])
 				if !done[i].Held || stale[i].Held {
 					t.Errorf("completions: held %t, by another token %t", done[i].Held, stale[i].Held)
 				}
@@ -126,6 +130,139 @@ func TestTogether(t *testing.T) {
 				t.Error("found what is not there")
 			}
 		})
+	}
+}
+
+// settle runs by itself what is not settled.
+func settle(t *testing.T, pool *pgxpool.Pool, op db.KeyOp) {
+	t.Helper()
+	if op.Settled() {
+		return
+	}
+	statements, err := op.Statements()
+	if err == nil {
+		err = db.Run(t.Context(), pool, statements...)
+	}
+	if err != nil || !op.Settled() {
+		t.Fatalf("by itself: settled %t, %v", op.Settled(), err)
+	}
+}
+
+// TestCompletionsMeetOthers: a transaction of many completions, one of whose records another
+// changes after the transaction has seen it, and before it has it, completes all that it
+// holds, and that alone.
+func TestCompletionsMeetOthers(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	tenant, org := newSchema(t, pool)
+	for what, does := range map[string]struct {
+		sql           string
+		held, awaited bool
+	}{
+		"extended":   {"UPDATE %s.idempotency_records SET lease_until = lease_until + interval '1 minute' WHERE key = $1", true, false},
+		"awaited":    {"UPDATE %s.idempotency_records SET awaited = true WHERE key = $1", true, true},
+		"taken over": {"UPDATE %s.idempotency_records SET token = gen_random_uuid(), attempt = 2 WHERE key = $1", false, false},
+		"cleared":    {"DELETE FROM %s.idempotency_records WHERE key = $1", false, false},
+		"cleared and claimed": {`WITH gone AS (DELETE FROM %[1]s.idempotency_records WHERE key = $1 RETURNING *)
+			INSERT INTO %[1]s.idempotency_records SELECT created_at, expires_at, lease_until, NULL, gen_random_uuid(), org_id, 1, NULL, true, key || '-', request_hash FROM gone`, false, false},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			var claims, ops []db.KeyOp
+			var completions []*db.Completion
+			for i := range 10 {
+				a := attempt{tenant, org, fmt.Sprint(what, i), uuid.New()}
+				completions = append(completions, a.complete(200+i, "body"))
+				claims, ops = append(claims, a.claim(time.Hour, false)), append(ops, completions[i])
+			}
+			if err := runTogether(t, pool, claims); err != nil {
+				t.Fatal(err)
+			}
+			hold, err := pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = hold.Rollback(context.Background()) }()
+			if _, err := hold.Exec(t.Context(), fmt.Sprintf(does.sql, tenant.Schema()), fmt.Sprint(what, 5)); err != nil {
+				t.Fatal(err)
+			}
+			var pid uint32
+			if err := hold.QueryRow(t.Context(), "SELECT pg_backend_pid()").Scan(&pid); err != nil {
+				t.Fatal(err)
+			}
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				if err := runTogether(t, pool, ops); err != nil {
+					t.Error(err)
+				}
+			})
+			waitForBlocked(t, pool, pid)
+			if err := hold.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			wg.Wait()
+			for i, c := range completions {
+				if i != 5 && !c.Settled() {
+					t.Errorf("completion %d, which met nobody, is not settled", i)
+				}
+				if !c.Settled() && c.Held {
+					t.Errorf("completion %d holds its token without being settled", i)
+				}
+				settle(t, pool, c)
+				wantHeld := i != 5 || does.held
+				if c.Held != wantHeld || c.Awaited != (i == 5 && does.awaited) {
+					t.Errorf("completion %d: held %t, awaited %t", i, c.Held, c.Awaited)
+				}
+				l := attempt{tenant, org, fmt.Sprint(what, i), uuid.Nil}.look()
+				if err := runTogether(t, pool, []db.KeyOp{l}); err != nil {
+					t.Fatal(err)
+				}
+				if completed := l.Found && l.Row.Completed && *l.Row.ResponseStatus == int32(200+i); completed != wantHeld {
+					t.Errorf("record %d: %+v", i, l.Row)
+				}
+			}
+		})
+	}
+}
+
+// waitForBlocked waits until another session waits for the one of the process.
+func waitForBlocked(t *testing.T, pool *pgxpool.Pool, pid uint32) {
+	t.Helper()
+	for deadline, n := time.Now().Add(20*time.Second), 0; n == 0; {
+		if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE $1::integer = ANY (pg_blocking_pids(pid))`, pid).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nobody waits")
+		}
+	}
+}
+
+// TestCompletionsTwice: the same completion twice in a transaction, as after an answer that
+// was lost, is settled both times.
+func TestCompletionsTwice(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	tenant, org := newSchema(t, pool)
+	var claims, ops []db.KeyOp
+	var completions []*db.Completion
+	for i := range 8 {
+		a := attempt{tenant, org, fmt.Sprint(i), uuid.New()}
+		claims = append(claims, a.claim(time.Hour, false))
+		for range 2 {
+			c := a.complete(201, "body")
+			completions, ops = append(completions, c), append(ops, c)
+		}
+	}
+	for _, ops := range [][]db.KeyOp{claims, ops} {
+		if err := runTogether(t, pool, ops); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, c := range completions {
+		if settle(t, pool, c); !c.Held {
+			t.Errorf("completion %d is lost", i)
+		}
 	}
 }
 
@@ -177,13 +314,15 @@ func TestTogetherFailsTogether(t *testing.T) {
 // so small that reading it whole, or all of its index, was as cheap.
 func TestManyKeysAreFoundByTheirIndex(t *testing.T) {
 	t.Parallel()
-	for _, rows := range []int{0, 1} {
-		t.Run(fmt.Sprint("from ", rows), func(t *testing.T) {
+	for i := range 6 {
+		rows, setting := i%2, [][2]string{{"plan_cache_mode", "auto"}, {"plan_cache_mode", "force_generic_plan"}, {"enable_nestloop", "off"}}[i/2]
+		t.Run(fmt.Sprint("from ", rows, " ", setting), func(t *testing.T) {
 			t.Parallel()
 			pool := pgtest.NewPool(t)
 			tenant, org := newSchema(t, pool)
 			config := pool.Config()
 			config.MaxConns = 1
+			config.ConnConfig.RuntimeParams[setting[0]] = setting[1]
 			pool.Close()
 			pool, err := pgxpool.NewWithConfig(t.Context(), config)
 			if err != nil {
@@ -288,6 +427,53 @@ func TestLockOrder(t *testing.T) {
 		}
 		wg.Wait()
 	}
+}
+
+// TestLockOrderOfCompletions: the same for completions.
+func TestLockOrderOfCompletions(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	tenant, org := newSchema(t, pool)
+	attempts := make(map[string]attempt)
+	var claims []db.KeyOp
+	for _, key := range []string{"a", "b", "c", "m", "x", "y", "z"} {
+		attempts[key] = attempt{tenant, org, key, uuid.New()}
+		claims = append(claims, attempts[key].claim(time.Hour, false))
+	}
+	if err := runTogether(t, pool, claims); err != nil {
+		t.Fatal(err)
+	}
+	complete := func(what string, keys ...string) {
+		var ops []db.KeyOp
+		for _, key := range keys {
+			ops = append(ops, attempts[key].complete(201, "body"))
+		}
+		if err := runTogether(t, pool, ops); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		for i, op := range ops {
+			if settle(t, pool, op); !op.(*db.Completion).Held {
+				t.Errorf("%s: %s is lost", what, keys[i])
+			}
+		}
+	}
+	hold, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = hold.Rollback(context.Background()) }()
+	if _, err := hold.Exec(t.Context(), "SELECT FROM "+tenant.Schema()+".idempotency_records WHERE key = 'm' FOR UPDATE"); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { complete("the first", "z", "y", "x", "m", "a") }) // has a, and waits for m
+	waitForLocks(t, pool, 1)
+	wg.Go(func() { complete("the second", "c", "b", "a", "y", "z") }) // waits for a, without y and z
+	waitForLocks(t, pool, 2)
+	if err := hold.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
 }
 
 // waitForLocks waits until as many sessions wait for locks.
