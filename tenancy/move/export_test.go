@@ -1,0 +1,11 @@
+package move
+
+import "time"
+
+// WithSettle sets how long processes may take to hear that a tenant is suspended.
+func WithSettle(d time.Duration) Option {
+	return func(m *Mover) error {
+		m.settle = d
+		return nil
+	}
+}
