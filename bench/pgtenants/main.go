@@ -70,7 +70,7 @@ func parse(args []string) (s settings, err error) {
 	tenants := flags.String("tenants", "1,100,1000,10000", "numbers of tenants")
 	callers := flags.String("callers", "16,64", "numbers of callers, each with one request at a time")
 	traffic := flags.String("traffic", "uniform,zipf", "how tenants are chosen: uniform, or zipf with exponent 1")
-	ways := flags.String("ways", "shared,pool,pools", "ways to measure; the first is what the others are compared with")
+	ways := flags.String("ways", "shared,pool,pools:4x4", "ways to measure; the first is what the others are compared with")
 	flags.IntVar(&s.conns, "conns", 16, "connections of each way")
 	flags.DurationVar(&s.duration, "duration", 4*time.Second, "how long each measurement takes")
 	flags.DurationVar(&s.warm, "warm", 2*time.Second, "how long the traffic goes on before the first, after one request for each tenant")

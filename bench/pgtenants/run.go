@@ -12,7 +12,6 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -197,5 +196,3 @@ func catalogSize(ctx context.Context, conn *pgx.Conn) (bytes int64, err error) {
 	err = conn.QueryRow(ctx, "SELECT sum(pg_total_relation_size(oid))::bigint FROM pg_class WHERE relnamespace = 'pg_catalog'::regnamespace AND relkind = 'r'").Scan(&bytes)
 	return bytes, err
 }
-
-var _ = strings.Join

@@ -51,7 +51,7 @@ func serve(text string) error {
 	if err != nil {
 		return err
 	}
-	storeOf, closeAll, err := w.open(ctx, os.Getenv(urlEnv), "pgtenants "+text)
+	store, closeAll, err := w.open(ctx, os.Getenv(urlEnv), "pgtenants "+text)
 	if err != nil {
 		return err
 	}
@@ -63,7 +63,7 @@ func serve(text string) error {
 		if err := json.Unmarshal(lines.Bytes(), &o); err != nil {
 			return err
 		}
-		res := o.do(ctx, storeOf)
+		res := o.do(ctx, store)
 		if res.Resident, err = resident(os.Getpid(), "VmRSS"); err != nil {
 			return err
 		}
@@ -75,7 +75,7 @@ func serve(text string) error {
 }
 
 // do makes requests.
-func (o order) do(ctx context.Context, storeOf func(uuid.UUID) *pgstore.Store) (res result) {
+func (o order) do(ctx context.Context, store *pgstore.Store) (res result) {
 	pick := func(r *rand.Rand) int { return r.IntN(o.Tenants) }
 	if o.Zipf {
 		pick = zipf(o.Tenants)
@@ -99,7 +99,7 @@ func (o order) do(ctx context.Context, storeOf func(uuid.UUID) *pgstore.Store) (
 				}
 				from := time.Now()
 				org := orgOf(n)
-				failed = pair(ctx, storeOf(org), org)
+				failed = pair(ctx, store, org)
 				own = append(own, time.Since(from))
 			}
 			mu.Lock()

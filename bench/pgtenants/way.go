@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"strconv"
 	"strings"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -62,8 +60,8 @@ func parseWay(text string, conns int) (w way, err error) {
 
 const sharedSchema = "shared"
 
-// open returns a function that gives the store of a tenant.
-func (w way) open(ctx context.Context, url, name string) (func(uuid.UUID) *pgstore.Store, func(), error) {
+// open returns the store, and what closes it.
+func (w way) open(ctx context.Context, url, name string) (*pgstore.Store, func(), error) {
 	dir, err := tenancy.PerOrg("tenant_")
 	if err != nil {
 		return nil, nil, err
@@ -75,47 +73,37 @@ func (w way) open(ctx context.Context, url, name string) (func(uuid.UUID) *pgsto
 		}
 		dir = tenancy.Fixed(schema)
 	}
-	var pools []*pgxpool.Pool
-	var stores []*pgstore.Store
-	closeAll := func() {
-		for i, pool := range pools {
-			stores[i].Close()
-			pool.Close()
-		}
+	cfg, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, nil, err
 	}
-	for range w.pools {
-		cfg, err := pgxpool.ParseConfig(url)
-		if err != nil {
-			return nil, nil, err
-		}
-		cfg.MaxConns = int32(w.conns)
-		cfg.ConnConfig.RuntimeParams["application_name"] = name
-		if w.cache > 0 {
-			cfg.ConnConfig.StatementCacheCapacity = w.cache
-		}
-		if w.generic {
-			cfg.ConnConfig.RuntimeParams["plan_cache_mode"] = "force_generic_plan"
-		}
-		if w.exec {
-			cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
-		}
+	cfg.MaxConns = int32(w.pools * w.conns)
+	cfg.ConnConfig.RuntimeParams["application_name"] = name
+	if w.cache > 0 {
+		cfg.ConnConfig.StatementCacheCapacity = w.cache
+	}
+	if w.generic {
+		cfg.ConnConfig.RuntimeParams["plan_cache_mode"] = "force_generic_plan"
+	}
+	if w.exec {
+		cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
+	}
+	var opts []pgstore.Option
+	if w.few > 0 {
+		opts = append(opts, pgstore.WithCoalescing(w.few))
+	}
+	if w.pools == 1 {
 		pool, err := pgxpool.NewWithConfig(ctx, cfg)
 		if err != nil {
 			return nil, nil, err
 		}
-		var opts []pgstore.Option
-		if w.few > 0 {
-			opts = append(opts, pgstore.WithCoalescing(w.few))
-		}
 		store, err := pgstore.New(pool, dir, opts...)
-		if err != nil {
-			return nil, nil, err
-		}
-		pools, stores = append(pools, pool), append(stores, store)
+		return store, pool.Close, err
 	}
-	return func(org uuid.UUID) *pgstore.Store {
-		h := fnv.New32a()
-		h.Write(org[:])
-		return stores[int(h.Sum32()%uint32(len(stores)))]
-	}, closeAll, nil
+	pools, err := pgstore.NewPools(ctx, cfg, w.pools)
+	if err != nil {
+		return nil, nil, err
+	}
+	store, err := pgstore.NewRouted(pools, dir, opts...)
+	return store, pools.Close, err
 }

@@ -23,6 +23,7 @@ import (
 // none has succeeded since.
 type coalescer struct {
 	conns   conns
+	alone   *turns
 	relaxed bool // commits do not wait for the disk
 
 	mu      sync.Mutex
@@ -99,6 +100,10 @@ func (co *coalescer) do(ctx context.Context, op db.KeyOp, bytes int) error {
 			return nil
 		}
 	}
+	if err := co.alone.take(ctx, op.Schema()); err != nil {
+		return err
+	}
+	defer co.alone.give(op.Schema())
 	err := co.run(ctx, op.Statements)
 	if err == nil {
 		co.takeBack(op.Schema())

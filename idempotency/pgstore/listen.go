@@ -40,7 +40,7 @@ var (
 // its own that it holds while somebody watches and a little longer.
 type listener struct {
 	connect func(context.Context) (*pgx.Conn, error)
-	idle    time.Duration // after which a connection that nobody needs is given up
+	idle    time.Duration       // after which a connection that nobody needs is given up
 	ends    *watch.Hub[waitKey] // of all servers
 
 	telling sync.WaitGroup // under way to tell others

@@ -23,7 +23,12 @@ type Router interface {
 	byCluster() map[string]*Pools
 }
 
-func (p *Pools) byCluster() map[string]*Pools { return map[string]*Pools{"": p} }
+func (p *Pools) byCluster() map[string]*Pools {
+	if p == nil {
+		return nil
+	}
+	return map[string]*Pools{"": p}
+}
 
 // Clusters are the pools of several servers, by the names that a [tenancy.Placer] has for
 // them ([tenancy.Placement.Cluster]); the empty name is that of tenants whose directory names
@@ -88,26 +93,30 @@ type home struct {
 	claims   *coalescer
 	outcomes *coalescer // the same, unless claims are relaxed
 	met      distinct   // schemas
+	warn     warning
 }
 
 // start makes the homes. It starts no goroutine.
 func (s *server) start(few int, relaxed bool) {
 	for i, pool := range s.pools.pools {
 		most := int(pool.Config().MaxConns)
-		least := 2
-		if len(s.pools.pools) > 1 {
-			least = 1 // the others run beside it
+		pace := newPace(2, most)
+		if len(s.pools.pools) > 1 { // the others run beside it, and each connection more has all tenants to meet
+			pace = newPace(1, most)
+			pace.room = pace.least
 		}
-		pace := newPace(least, most)
 		if few > 0 {
 			pace = newPace(few, few)
 		}
 		h := &home{conns: s.pools.of(i)}
-		h.looks = &coalescer{conns: h.conns, pace: pace}
-		h.claims = &coalescer{conns: h.conns, pace: pace, relaxed: relaxed}
+		h.warn.capacity = capacity(pool)
+		// Half of the connections, for all that is done by itself in one schema.
+		alone := &turns{most: max(2, most/2)}
+		h.looks = &coalescer{conns: h.conns, alone: alone, pace: pace}
+		h.claims = &coalescer{conns: h.conns, alone: alone, pace: pace, relaxed: relaxed}
 		h.outcomes = h.claims
 		if relaxed {
-			h.outcomes = &coalescer{conns: h.conns, pace: pace}
+			h.outcomes = &coalescer{conns: h.conns, alone: alone, pace: pace}
 		}
 		s.homes = append(s.homes, h)
 	}
@@ -187,6 +196,7 @@ func (s *Store) at(orgID uuid.UUID, p tenancy.Placement) (located, error) {
 		return located{}, fmt.Errorf("pgstore: org %s: %w: %w", orgID, idempotency.ErrStoreRefused, unknownCluster(p.Cluster, s.servers))
 	}
 	home := server.on(p.Schema)
+	home.meet(p.Schema.Quoted(), s.logger)
 	return located{schema: p.Schema, server: server, home: home, tenant: s.texts.Bind(home.conns, p.Schema.Quoted())}, nil
 }
 
