@@ -159,7 +159,7 @@ func (t *transfer) dumpAndRestore(ctx context.Context, snapshot string) error {
 // wrong. The password goes by the environment, where only the account's own processes see
 // it.
 func (t *transfer) command(ctx context.Context, c cluster, program string, args ...string) (*exec.Cmd, *words) {
-	cmd := exec.CommandContext(ctx, filepath.Join(t.programs, program), append(args, "--no-password", "--dbname="+c.url)...)
+	cmd := exec.CommandContext(ctx, filepath.Join(t.programs, program), append(args, "--no-password", "--dbname="+c.urlFor(t.application()))...)
 	cmd.Env = os.Environ()
 	if c.password != "" {
 		cmd.Env = append(cmd.Env, "PGPASSWORD="+c.password)

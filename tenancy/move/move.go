@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -26,6 +27,8 @@ const (
 	settle = 1500 * time.Millisecond
 	// drainPause is how often what is in progress is counted.
 	drainPause = 100 * time.Millisecond
+	// lockPatience is how long another process's lock is waited for.
+	lockPatience = 3 * time.Second
 )
 
 // Mover moves tenants. Make one with [New]; it is safe for concurrent use, though not for
@@ -134,7 +137,7 @@ func New(tenants *registry.Registry, clusters map[string]string, opts ...Option)
 type cluster struct {
 	name     string
 	config   *pgx.ConnConfig
-	url      string // for pg_dump and pg_restore, without the password
+	url      *url.URL // for pg_dump and pg_restore, without the password
 	password string
 }
 
@@ -153,7 +156,17 @@ func newCluster(name, databaseURL string) (cluster, error) {
 	query := u.Query()
 	query.Del("password")
 	u.RawQuery = query.Encode()
-	return cluster{name: name, config: config, url: u.String(), password: config.Password}, nil
+	return cluster{name: name, config: config, url: u, password: config.Password}, nil
+}
+
+// urlFor returns the database's URL for a program that calls itself application.
+func (c cluster) urlFor(application string) string {
+	u := *c.url
+	query := u.Query()
+	query.Set("application_name", application)
+	// PostgreSQL takes a plus for a plus: RFC 3986, not forms.
+	u.RawQuery = strings.ReplaceAll(query.Encode(), "+", "%20")
+	return u.String()
 }
 
 // connect returns a connection on which values are printed alike in all clusters.
@@ -281,18 +294,55 @@ func (m *Mover) begin(ctx context.Context, tenant registry.Tenant, to cluster) (
 		closeConn(t.source)
 		return nil, err
 	}
-	var locked bool // until the connection is closed
-	err = t.source.QueryRow(ctx, `SELECT pg_try_advisory_lock(hashtextextended($1, 0))`, "pgidem move "+tenant.OrgID.String()).Scan(&locked)
-	switch {
-	case err != nil:
-		err = fmt.Errorf("move: cluster %q: %w", t.from.name, err)
-	case !locked:
-		err = fmt.Errorf("move: org %s is being moved by another process; wait for its end", tenant.OrgID)
-	default:
-		return t, nil
+	if err = t.lock(ctx); err == nil {
+		err = errors.Join(t.endOrphans(ctx, t.from, t.source), t.endOrphans(ctx, t.to, t.target))
 	}
-	t.end()
-	return nil, err
+	if err != nil {
+		t.end()
+		return nil, err
+	}
+	return t, nil
+}
+
+// lock keeps other processes from the tenant until the connection to the source is closed.
+// The server may take a moment to notice that of a process that was killed.
+func (t *transfer) lock(ctx context.Context) error {
+	for deadline := time.Now().Add(lockPatience); ; {
+		var locked bool
+		err := t.source.QueryRow(ctx, `SELECT pg_try_advisory_lock(hashtextextended($1, 0))`, t.application()).Scan(&locked)
+		switch {
+		case err != nil:
+			return fmt.Errorf("move: cluster %q: %w", t.from.name, err)
+		case locked:
+			return nil
+		case time.Now().After(deadline):
+			return fmt.Errorf("move: org %s is being moved by another process; wait for its end", t.tenant.OrgID)
+		}
+		if err := sleep(ctx, drainPause); err != nil {
+			return err
+		}
+	}
+}
+
+// application names the connections of pg_dump and pg_restore.
+func (t *transfer) application() string { return fmt.Sprintf("pgidem move %x", t.tenant.OrgID[:]) }
+
+// endOrphans ends what the programs that a killed process had started are still doing, so
+// that no copy comes to be later on.
+func (t *transfer) endOrphans(ctx context.Context, c cluster, conn *pgx.Conn) error {
+	for {
+		var left int
+		err := conn.QueryRow(ctx, `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = $1 AND datname = current_database()`, t.application()).Scan(&left)
+		if err != nil {
+			return fmt.Errorf("move: cluster %q: end pg_dump or pg_restore of an earlier run: %w", c.name, err)
+		}
+		if left == 0 {
+			return nil
+		}
+		if err := sleep(ctx, drainPause); err != nil {
+			return err
+		}
+	}
 }
 
 func (t *transfer) end() {
