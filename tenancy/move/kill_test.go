@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"strconv"
 	"testing"
 	"time"
 
@@ -61,6 +62,20 @@ func obey(text string) error {
 	return err
 }
 
+// setting returns how often something is done: make kill-tenants has it done more often.
+func setting(t *testing.T, variable string, usual int) int {
+	t.Helper()
+	text := os.Getenv(variable)
+	if text == "" {
+		return usual
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("%s is %q; give a number", variable, text)
+	}
+	return n
+}
+
 // TestMoveKilled: the process is killed at random moments, and the next one goes on, without
 // waiting for what pg_dump and pg_restore may still be doing for the last.
 func TestMoveKilled(t *testing.T) {
@@ -71,10 +86,7 @@ func TestMoveKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rounds := 30
-	if testing.Short() {
-		rounds = 8
-	}
+	rounds := setting(t, "PGIDEM_MOVE_KILLS", 10)
 	at := "a"
 	took := 500 * time.Millisecond // about what a whole move takes
 	var killed, ended int
