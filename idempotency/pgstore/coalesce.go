@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgidem/pgidem/internal/db"
 )
@@ -23,7 +22,8 @@ import (
 // they are then run again, each by itself. So is, for a while, all of a schema of which
 // none has succeeded since.
 type coalescer struct {
-	pool    *pgxpool.Pool
+	conns   conns
+	alone   *turns
 	relaxed bool // commits do not wait for the disk
 
 	mu      sync.Mutex
@@ -100,6 +100,10 @@ func (co *coalescer) do(ctx context.Context, op db.KeyOp, bytes int) error {
 			return nil
 		}
 	}
+	if err := co.alone.take(ctx, op.Schema()); err != nil {
+		return err
+	}
+	defer co.alone.give(op.Schema())
 	err := co.runAlone(ctx, op)
 	if err == nil {
 		co.takeBack(op.Schema())
@@ -285,7 +289,7 @@ func (co *coalescer) run(ctx context.Context, statements []db.Statement) error {
 	if co.relaxed {
 		statements = slices.Insert(statements, 0, db.RelaxCommit())
 	}
-	return db.Run(ctx, co.pool, statements...)
+	return db.Run(ctx, co.conns, statements...)
 }
 
 // isOwnFault reports whether the server has refused a statement for what it is, or for the

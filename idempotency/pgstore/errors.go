@@ -37,10 +37,25 @@ func translate(step string, orgID uuid.UUID, err error) error {
 		return fmt.Errorf("pgstore: %s for org %s: %w: its schema does not hold the tables; run migrations.Up on it: %w",
 			step, orgID, tenancy.ErrUnknownTenant, err)
 	}
+	if isMixedUp(err) {
+		return fmt.Errorf("pgstore: %s for org %s: %w", step, orgID, advised(step, err))
+	}
 	if isRefusal(err) {
 		return fmt.Errorf("pgstore: %s for org %s: %w: %w", step, orgID, idempotency.ErrStoreRefused, err)
 	}
 	return fmt.Errorf("pgstore: %s for org %s: %w", step, orgID, err)
+}
+
+// advised says what to do about prepared statements that a pooler mixes up. A claim is
+// refused then; what has begun may be tried again.
+func advised(step string, err error) error {
+	switch {
+	case !isMixedUp(err):
+		return err
+	case step == "claim":
+		return fmt.Errorf("%w: %w: %w", idempotency.ErrStoreRefused, ErrPoolerMode, err)
+	}
+	return fmt.Errorf("%w: %w", ErrPoolerMode, err)
 }
 
 // isRefusal reports whether the server understood a statement and would not do it,

@@ -7,7 +7,11 @@ import (
 )
 
 // SetListenIdle shortens the time after which listening ends.
-func SetListenIdle(s *Store, d time.Duration) { s.listener.idle = d }
+func SetListenIdle(s *Store, d time.Duration) {
+	for _, server := range s.servers {
+		server.listener.idle = d
+	}
+}
 
 // SetFirstAsk sets when those who wait for a transaction first ask again untold.
 func SetFirstAsk(s idempotency.Store, d time.Duration) { s.(*txStore).asks = d }

@@ -40,8 +40,8 @@ var (
 // its own that it holds while somebody watches and a little longer.
 type listener struct {
 	connect func(context.Context) (*pgx.Conn, error)
-	idle    time.Duration // after which a connection that nobody needs is given up
-	ends    watch.Hub[waitKey]
+	idle    time.Duration       // after which a connection that nobody needs is given up
+	ends    *watch.Hub[waitKey] // of all servers
 
 	telling sync.WaitGroup // under way to tell others
 
@@ -89,7 +89,7 @@ func (l *listener) start() error {
 // tell notifies those who wait in other processes of the end of an attempt. The attempt
 // does not wait for it, and its failure is not the attempt's: who waits looks again
 // without it.
-func (l *listener) tell(ctx context.Context, pool *pgxpool.Pool, key waitKey) {
+func (l *listener) tell(ctx context.Context, on conns, key waitKey) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -98,7 +98,7 @@ func (l *listener) tell(ctx context.Context, pool *pgxpool.Pool, key waitKey) {
 	l.telling.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, tellTimeout)
 		defer cancel()
-		_ = db.New(pool).Notify(ctx, db.NotifyParams{Channel: channel, Payload: hex.EncodeToString(key[:])})
+		_ = db.New(on).Notify(ctx, db.NotifyParams{Channel: channel, Payload: hex.EncodeToString(key[:])})
 	})
 }
 

@@ -13,22 +13,22 @@ import (
 
 // LoadStep implements [idempotency.StepStore].
 func (s *Store) LoadStep(ctx context.Context, c idempotency.Claim, name string) (result []byte, found bool, err error) {
-	tenant, err := s.tenant(ctx, c.OrgID)
+	at, err := s.locateBegun(ctx, c.OrgID)
 	if err != nil {
 		return nil, false, err
 	}
-	result, err = db.New(tenant).LoadStep(ctx, db.LoadStepParams{Name: name, OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)})
+	result, err = db.New(at.tenant).LoadStep(ctx, db.LoadStepParams{Name: name, OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)})
 	return result, result != nil, lostOr("load a step", c.OrgID, asOutdated(err))
 }
 
 // SaveStep implements [idempotency.StepStore]. It takes one round trip, and one more
 // where there is nothing to store.
 func (s *Store) SaveStep(ctx context.Context, c idempotency.Claim, name string, result []byte) (stored []byte, err error) {
-	tenant, err := s.tenant(ctx, c.OrgID)
+	at, err := s.locateBegun(ctx, c.OrgID)
 	if err != nil {
 		return nil, err
 	}
-	stored, err = db.New(tenant).SaveStep(ctx, db.SaveStepParams{
+	stored, err = db.New(at.tenant).SaveStep(ctx, db.SaveStepParams{
 		Name: name, Result: result, OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token),
 	})
 	if errors.Is(err, pgx.ErrNoRows) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync/atomic"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/internal/db"
+	"github.com/pgidem/pgidem/internal/watch"
 	"github.com/pgidem/pgidem/tenancy"
 )
 
@@ -24,16 +26,15 @@ import (
 // Its methods return errors that wrap [tenancy.ErrUnknownTenant] for a tenant that
 // the directory does not know, or whose schema does not hold the tables.
 type Store struct {
-	pool     *pgxpool.Pool
-	dir      tenancy.Directory
-	texts    db.Texts
-	listener listener
+	dir     tenancy.Directory
+	placer  tenancy.Placer // the same, if it is one
+	servers map[string]*server
+	texts   db.Texts
+	ends    watch.Hub[waitKey]
 
-	pace     pace // of new coalescers
+	few      int // transactions at once that were asked for; 0 for as many as are worth it
 	relaxed  bool
-	looks    *coalescer
-	claims   *coalescer
-	outcomes *coalescer // the same, unless claims are relaxed
+	logger   *slog.Logger
 	seen     *seenKeys
 	replayed atomic.Int64 // about how many bytes a look finds
 }
@@ -56,8 +57,39 @@ func WithListenConfig(config *pgx.ConnConfig) Option {
 		if config == nil {
 			return errors.New("WithListenConfig: the configuration is nil")
 		}
+		if len(s.servers) != 1 {
+			return errors.New("WithListenConfig: there are several clusters; use WithClusterListenConfig for each that needs it")
+		}
+		for cluster := range s.servers {
+			return WithClusterListenConfig(cluster, config)(s)
+		}
+		return nil
+	}
+}
+
+// WithClusterListenConfig is [WithListenConfig] for one of several clusters.
+func WithClusterListenConfig(cluster string, config *pgx.ConnConfig) Option {
+	return func(s *Store) error {
+		server, ok := s.servers[cluster]
+		switch {
+		case config == nil:
+			return errors.New("WithClusterListenConfig: the configuration is nil")
+		case !ok:
+			return fmt.Errorf("WithClusterListenConfig: %w", unknownCluster(cluster, s.servers))
+		}
 		config = config.Copy()
-		s.listener.connect = func(ctx context.Context) (*pgx.Conn, error) { return connectTo(ctx, config) }
+		server.listener.connect = func(ctx context.Context) (*pgx.Conn, error) { return connectTo(ctx, config) }
+		return nil
+	}
+}
+
+// WithLogger sets where the store warns of what slows it down or will break, found out on
+// the way: see [Store.Check]. Defaults to [slog.Default] as it is when the store is made.
+func WithLogger(logger *slog.Logger) Option {
+	return func(s *Store) error {
+		if s.logger = logger; logger == nil {
+			return errors.New("WithLogger: the logger is nil")
+		}
 		return nil
 	}
 }
@@ -75,6 +107,9 @@ func WithListenConfig(config *pgx.ConnConfig) Option {
 // in each take less of those. Where a round trip or a commit takes long by itself, more at
 // once get more done.
 //
+// Over [Pools] it is a number for each of them. By default that is as many as it has
+// connections, and fewer, down to 1, in the same way.
+//
 // A statement that fails is none of the other requests' concern: they are run again by
 // themselves, and so is everything of a schema for ten seconds, or until something of it
 // has succeeded again.
@@ -83,7 +118,7 @@ func WithCoalescing(n int) Option {
 		if n < 1 {
 			return fmt.Errorf("WithCoalescing: %d transactions at once; give 1 or more", n)
 		}
-		s.pace = newPace(n, n)
+		s.few = n
 		return nil
 	}
 }
@@ -110,27 +145,14 @@ func WithRelaxedClaims() Option {
 
 // New returns a Store over the caller's pool, with each tenant in the schema that
 // dir names. It opens no connection. The error says which argument is missing.
+//
+// Where there are hundreds of tenants or more, each with a schema of its own, [NewRouted]
+// over [Pools] does a multiple of it.
 func New(pool *pgxpool.Pool, dir tenancy.Directory, opts ...Option) (*Store, error) {
-	switch {
-	case pool == nil:
+	if pool == nil {
 		return nil, errors.New("pgstore: the pool is nil")
-	case dir == nil:
-		return nil, errors.New("pgstore: the directory is nil; use tenancy.PerOrg or tenancy.Fixed")
 	}
-	s := &Store{pool: pool, dir: dir, pace: newPace(2, int(pool.Config().MaxConns)), seen: newSeenKeys()}
-	s.listener.connect, s.listener.idle = connector(pool), listenIdle
-	for _, opt := range opts {
-		if err := opt(s); err != nil {
-			return nil, fmt.Errorf("pgstore: %w", err)
-		}
-	}
-	s.looks = &coalescer{pool: pool, pace: s.pace}
-	s.claims = &coalescer{pool: pool, pace: s.pace, relaxed: s.relaxed}
-	s.outcomes = s.claims
-	if s.relaxed {
-		s.outcomes = &coalescer{pool: pool, pace: s.pace}
-	}
-	return s, nil
+	return NewRouted(SinglePool(pool), dir, opts...)
 }
 
 // Close ends what the store has started by itself, for [idempotency.WithWait]: the
@@ -139,24 +161,10 @@ func New(pool *pgxpool.Pool, dir tenancy.Directory, opts ...Option) (*Store, err
 // closed half a minute or so after the last request that waited. Close leaves the pool
 // alone, and the store may be used further; requests that wait, here and for what ends
 // here, then ask again and again.
-func (s *Store) Close() { s.listener.close() }
-
-// tenant returns the statements bound to the schema of orgID.
-func (s *Store) tenant(ctx context.Context, orgID uuid.UUID) (db.Tenant, error) {
-	_, tenant, err := s.locate(ctx, orgID)
-	return tenant, err
-}
-
-// locate returns the schema of orgID, and the statements bound to it.
-func (s *Store) locate(ctx context.Context, orgID uuid.UUID) (tenancy.Schema, db.Tenant, error) {
-	if orgID == uuid.Nil {
-		return tenancy.Schema{}, db.Tenant{}, fmt.Errorf("%w: org_id is the nil UUID", tenancy.ErrUnknownTenant)
+func (s *Store) Close() {
+	for _, server := range s.servers {
+		server.listener.close()
 	}
-	schema, err := s.dir.Schema(ctx, orgID)
-	if err != nil {
-		return tenancy.Schema{}, db.Tenant{}, fmt.Errorf("pgstore: schema of org %s: %w", orgID, err)
-	}
-	return schema, s.texts.Bind(s.pool, schema.Quoted()), nil
 }
 
 // maxClaimTries bounds how often a claim starts over because the record changed
@@ -168,7 +176,7 @@ var errContended = fmt.Errorf("pgstore: %w: the record kept changing while it wa
 
 // Claim implements [idempotency.LeaseStore].
 func (s *Store) Claim(ctx context.Context, req idempotency.ClaimRequest) (idempotency.ClaimResult, error) {
-	tenant, err := s.tenant(ctx, req.OrgID)
+	at, err := s.locate(ctx, req.OrgID)
 	if err != nil {
 		return idempotency.ClaimResult{}, err
 	}
@@ -176,7 +184,7 @@ func (s *Store) Claim(ctx context.Context, req idempotency.ClaimRequest) (idempo
 		return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
 	}
 	for range maxClaimTries {
-		result, again, err := s.tryClaim(ctx, tenant, req)
+		result, again, err := s.tryClaim(ctx, at, req)
 		if err != nil && !isSerializationFailure(err) {
 			return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
 		}
@@ -189,8 +197,9 @@ func (s *Store) Claim(ctx context.Context, req idempotency.ClaimRequest) (idempo
 
 // tryClaim claims the key once. It asks to be called again when the record
 // changed between two of its looks.
-func (s *Store) tryClaim(ctx context.Context, tenant db.Tenant, req idempotency.ClaimRequest) (_ idempotency.ClaimResult, again bool, _ error) {
-	claimed, row, found, err := s.firstLook(ctx, tenant, req)
+func (s *Store) tryClaim(ctx context.Context, at located, req idempotency.ClaimRequest) (_ idempotency.ClaimResult, again bool, _ error) {
+	tenant := at.tenant
+	claimed, row, found, err := s.firstLook(ctx, at, req)
 	switch {
 	case err != nil:
 		return idempotency.ClaimResult{}, false, err
@@ -225,10 +234,11 @@ func (s *Store) tryClaim(ctx context.Context, tenant db.Tenant, req idempotency.
 
 // firstLook claims a key that has no record, or else looks at its record. It takes one
 // round trip, but for a retry that nothing foretold.
-func (s *Store) firstLook(ctx context.Context, tenant db.Tenant, req idempotency.ClaimRequest) (claimed bool, row db.ClaimSelectRow, found bool, err error) {
+func (s *Store) firstLook(ctx context.Context, at located, req idempotency.ClaimRequest) (claimed bool, row db.ClaimSelectRow, found bool, err error) {
+	tenant := at.tenant
 	known := s.seen.add(req.OrgID, req.Key)
 	if known || req.Recovery {
-		if row, found, err = s.look(ctx, tenant, req.Claim); found || req.Recovery || err != nil {
+		if row, found, err = s.look(ctx, at, req.Claim); found || req.Recovery || err != nil {
 			return false, row, found, err
 		}
 	}
@@ -244,11 +254,11 @@ func (s *Store) firstLook(ctx context.Context, tenant db.Tenant, req idempotency
 			Method: r.method, Target: r.target, Host: r.host, Pattern: r.pattern,
 			PathValues: r.pathValues, Headers: r.headers, Body: r.body,
 		})
-		err = s.claims.do(ctx, claim, len(r.headers)+len(r.body))
+		err = at.home.claims.do(ctx, claim, len(r.headers)+len(r.body))
 		return claim.Claimed, claim.Row, claim.Found, s.outdatedOrMissing(ctx, tenant, req.OrgID, err)
 	}
 	claim := tenant.Claim(insert, s.seen.expectStrangers())
-	if err = s.claims.do(ctx, claim, 0); err != nil {
+	if err = at.home.claims.do(ctx, claim, 0); err != nil {
 		return false, row, false, err
 	}
 	if !known {
@@ -257,15 +267,15 @@ func (s *Store) firstLook(ctx context.Context, tenant db.Tenant, req idempotency
 	if claim.Claimed || claim.Looks {
 		return claim.Claimed, claim.Row, claim.Found, nil
 	}
-	row, found, err = s.look(ctx, tenant, req.Claim)
+	row, found, err = s.look(ctx, at, req.Claim)
 	return false, row, found, err
 }
 
 // look looks at the record of a key.
-func (s *Store) look(ctx context.Context, tenant db.Tenant, c idempotency.Claim) (row db.ClaimSelectRow, found bool, err error) {
-	look := tenant.Look(db.ClaimSelectParams{OrgID: db.UUID(c.OrgID), Key: c.Key})
+func (s *Store) look(ctx context.Context, at located, c idempotency.Claim) (row db.ClaimSelectRow, found bool, err error) {
+	look := at.tenant.Look(db.ClaimSelectParams{OrgID: db.UUID(c.OrgID), Key: c.Key})
 	usual := s.replayed.Load()
-	err = s.looks.do(ctx, look, int(usual))
+	err = at.home.looks.do(ctx, look, int(usual))
 	if n := int64(len(look.Row.ResponseBody)); err == nil && look.Found {
 		s.replayed.Store(usual + (n-usual)/8) // others may overwrite it: it is a guess
 	}
@@ -329,35 +339,35 @@ func judge(req idempotency.ClaimRequest, row db.ClaimSelectRow) (result idempote
 
 // Complete implements [idempotency.LeaseStore].
 func (s *Store) Complete(ctx context.Context, c idempotency.Claim, rec *idempotency.Record) error {
-	tenant, err := s.tenant(ctx, c.OrgID)
+	at, err := s.locateBegun(ctx, c.OrgID)
 	if err != nil {
 		return err
 	}
 	if err := checkStatus(rec.ResponseStatus); err != nil {
 		return translate("complete", c.OrgID, err)
 	}
-	completion := tenant.Completion(db.CompleteParams{
+	completion := at.tenant.Completion(db.CompleteParams{
 		ResponseStatus: int32(rec.ResponseStatus), ResponseKept: !rec.Tombstone,
 		ResponseHeaders: encodeHeaders(rec), ResponseBody: rec.ResponseBody,
 		OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token),
 	}, c.Kept)
-	err = s.outcomes.do(ctx, completion, len(rec.ResponseBody))
+	err = at.home.outcomes.do(ctx, completion, len(rec.ResponseBody))
 	switch {
 	case err != nil && c.Kept:
 		err = asOutdated(err)
 	case err == nil && !completion.Held:
 		err = pgx.ErrNoRows
 	}
-	return s.ended(ctx, "complete", c, completion.Awaited, err)
+	return s.ended(ctx, at, "complete", c, completion.Awaited, err)
 }
 
 // Release implements [idempotency.LeaseStore].
 func (s *Store) Release(ctx context.Context, c idempotency.Claim) error {
-	tenant, err := s.tenant(ctx, c.OrgID)
+	at, err := s.locateBegun(ctx, c.OrgID)
 	if err != nil {
 		return err
 	}
-	queries := db.New(tenant)
+	queries := db.New(at.tenant)
 	first := db.ReleaseParams{OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)}
 	later := db.ReleaseKeptParams{SpentToken: db.UUID(idempotency.NewToken()), OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)}
 	var awaited bool
@@ -369,36 +379,42 @@ func (s *Store) Release(ctx context.Context, c idempotency.Claim) error {
 	} else if awaited, err = queries.Release(ctx, first); errors.Is(err, pgx.ErrNoRows) {
 		awaited, err = queries.ReleaseKept(ctx, later)
 	}
-	return s.ended(ctx, "release", c, awaited, err)
+	return s.ended(ctx, at, "release", c, awaited, err)
 }
 
 // ended tells those who wait for the attempt of c, here and elsewhere, that it has
 // come to its end.
-func (s *Store) ended(ctx context.Context, step string, c idempotency.Claim, awaited bool, err error) error {
+func (s *Store) ended(ctx context.Context, at located, step string, c idempotency.Claim, awaited bool, err error) error {
 	if err != nil {
 		return lostOr(step, c.OrgID, err)
 	}
 	key := newWaitKey(c.OrgID, c.Key)
-	s.listener.ends.Signal(key)
+	s.ends.Signal(key)
 	if awaited {
-		s.listener.tell(context.WithoutCancel(ctx), s.pool, key)
+		at.server.listener.tell(context.WithoutCancel(ctx), at.home.conns, key)
 	}
 	return nil
 }
 
-// Watch implements [idempotency.WatchStore], over one connection for all who wait in
-// this process. It fails while the server cannot be listened to.
+// Watch implements [idempotency.WatchStore], over one connection to each server for all who
+// wait in this process. It fails while the server cannot be listened to.
 func (s *Store) Watch(orgID uuid.UUID, key string) (ended <-chan struct{}, stop func(), err error) {
-	return s.listener.watch(newWaitKey(orgID, key))
+	ctx, cancel := context.WithTimeout(context.Background(), listenTimeout)
+	defer cancel()
+	at, err := s.locate(ctx, orgID)
+	if err != nil {
+		return nil, nil, err
+	}
+	return at.server.listener.watch(newWaitKey(orgID, key))
 }
 
 // Extend implements [idempotency.LeaseStore].
 func (s *Store) Extend(ctx context.Context, c idempotency.Claim, lease time.Duration) error {
-	tenant, err := s.tenant(ctx, c.OrgID)
+	at, err := s.locateBegun(ctx, c.OrgID)
 	if err != nil {
 		return err
 	}
-	n, err := db.New(tenant).Extend(ctx, db.ExtendParams{Lease: lease, OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)})
+	n, err := db.New(at.tenant).Extend(ctx, db.ExtendParams{Lease: lease, OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)})
 	if err == nil && n == 0 {
 		err = pgx.ErrNoRows
 	}
@@ -412,22 +428,22 @@ func (s *Store) KeepsRequests() {}
 // that are kept: for tests, and for a tenant that is gone. Its retries run their handlers
 // again.
 func (s *Store) Clear(ctx context.Context, orgID uuid.UUID) error {
-	tenant, err := s.tenant(ctx, orgID)
+	at, err := s.locateBegun(ctx, orgID)
 	if err != nil {
 		return err
 	}
-	_, err = repeated(func() (int64, error) { return db.New(tenant).ClearRecords(ctx, db.UUID(orgID)) })
-	s.listener.ends.SignalAll()
-	return translate("clear", orgID, s.outdatedOrMissing(ctx, tenant, orgID, err))
+	_, err = repeated(func() (int64, error) { return db.New(at.tenant).ClearRecords(ctx, db.UUID(orgID)) })
+	s.ends.SignalAll()
+	return translate("clear", orgID, s.outdatedOrMissing(ctx, at.tenant, orgID, err))
 }
 
 // Get implements [idempotency.Store].
 func (s *Store) Get(ctx context.Context, orgID uuid.UUID, key string) (*idempotency.Record, error) {
-	tenant, err := s.tenant(ctx, orgID)
+	at, err := s.locate(ctx, orgID)
 	if err != nil {
 		return nil, err
 	}
-	row, err := db.New(tenant).GetRecord(ctx, db.GetRecordParams{OrgID: db.UUID(orgID), Key: key})
+	row, err := db.New(at.tenant).GetRecord(ctx, db.GetRecordParams{OrgID: db.UUID(orgID), Key: key})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, fmt.Errorf("%w: org %s", idempotency.ErrNotFound, orgID)
 	}
@@ -443,7 +459,7 @@ func (s *Store) Put(ctx context.Context, rec *idempotency.Record) error {
 	if rec == nil {
 		return errors.New("pgstore: put: record is nil")
 	}
-	tenant, err := s.tenant(ctx, rec.OrgID)
+	at, err := s.locate(ctx, rec.OrgID)
 	if err != nil {
 		return err
 	}
@@ -452,21 +468,21 @@ func (s *Store) Put(ctx context.Context, rec *idempotency.Record) error {
 	}
 	createdAt, expiresAt := rec.CreatedAt, rec.ExpiresAt
 	if createdAt.IsZero() {
-		if createdAt, err = db.New(s.pool).DatabaseTime(ctx); err != nil {
+		if createdAt, err = db.New(at.home.conns).DatabaseTime(ctx); err != nil {
 			return translate("put", rec.OrgID, err)
 		}
 	}
 	if expiresAt.IsZero() {
 		expiresAt = createdAt.Add(idempotency.DefaultTTL)
 	}
-	err = db.New(tenant).PutRecord(ctx, db.PutRecordParams{
+	err = db.New(at.tenant).PutRecord(ctx, db.PutRecordParams{
 		CreatedAt: createdAt, ExpiresAt: expiresAt, Token: db.UUID(idempotency.NewToken()),
 		OrgID: db.UUID(rec.OrgID), Key: rec.Key, RequestHash: encodeHash(rec.RequestHash),
 		ResponseStatus: int32(rec.ResponseStatus), ResponseKept: !rec.Tombstone,
 		ResponseHeaders: encodeHeaders(rec), ResponseBody: rec.ResponseBody,
 	})
-	s.listener.ends.Signal(newWaitKey(rec.OrgID, rec.Key))
-	return translate("put", rec.OrgID, s.outdatedOrMissing(ctx, tenant, rec.OrgID, err))
+	s.ends.Signal(newWaitKey(rec.OrgID, rec.Key))
+	return translate("put", rec.OrgID, s.outdatedOrMissing(ctx, at.tenant, rec.OrgID, err))
 }
 
 // completedRecord makes a record of what the database holds.

@@ -52,15 +52,21 @@ type due struct {
 // pass starts the handlers of all requests that are due, tenants by turns, as slots become
 // free. It returns before the last of them have returned.
 func (s *sweep) pass(ctx context.Context) error {
-	names, err := db.New(s.store.pool).RequestSchemas(ctx)
-	if err != nil {
-		return fmt.Errorf("pgstore: completer: list the schemas with requests: %w", err)
-	}
-	rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] }) // so that copies do not meet in each
 	var errs []error
+	var places []heldIn
+	for _, server := range s.store.servers {
+		names, err := db.New(server.homes[0].conns).RequestSchemas(ctx)
+		if err != nil { // those of other servers are looked for all the same
+			errs = append(errs, fmt.Errorf("pgstore: completer: list the schemas with requests%s: %w", server.inCluster(), err))
+		}
+		for _, name := range names {
+			places = append(places, heldIn{server, name})
+		}
+	}
+	rand.Shuffle(len(places), func(i, j int) { places[i], places[j] = places[j], places[i] }) // so that copies do not meet in each
 	var pending []due
-	for _, name := range names {
-		d, err := s.look(ctx, name)
+	for _, in := range places {
+		d, err := s.look(ctx, in)
 		if err != nil {
 			errs = append(errs, err)
 		}
@@ -91,14 +97,22 @@ func (s *sweep) pass(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// heldIn is a schema of a server that holds requests.
+type heldIn struct {
+	server *server
+	schema string
+}
+
 // look finds the tenants of a schema that have requests which are due. The error tells of
 // those that the directory of this service does not lead to there: their requests are
 // another service's, or nobody's.
-func (s *sweep) look(ctx context.Context, name string) (d due, err error) {
-	if d.schema, err = tenancy.ParseSchema(name); err != nil {
+//
+// Requests of tenants that are suspended are left for when they are served again.
+func (s *sweep) look(ctx context.Context, in heldIn) (d due, err error) {
+	if d.schema, err = tenancy.ParseSchema(in.schema); err != nil {
 		return d, fmt.Errorf("pgstore: completer: a table of requests lies where no tenant can be: %w", err)
 	}
-	d.tenant = s.store.texts.Bind(s.store.pool, d.schema.Quoted())
+	d.tenant = s.store.texts.Bind(in.server.on(d.schema).conns, d.schema.Quoted())
 	orgs, err := repeated(func() ([]pgtype.UUID, error) { // it forgets what another copy may forget at the same time
 		return db.New(d.tenant).DueOrgs(ctx)
 	})
@@ -108,11 +122,13 @@ func (s *sweep) look(ctx context.Context, name string) (d due, err error) {
 	var errs []error
 	for _, id := range orgs {
 		org := uuid.UUID(id.Bytes)
-		switch schema, err := s.store.dir.Schema(ctx, org); {
+		switch p, err := s.store.placement(ctx, org); {
+		case errors.Is(err, tenancy.ErrSuspendedTenant):
 		case err != nil:
-			errs = append(errs, fmt.Errorf("pgstore: completer: schema of org %s, of which schema %s holds interrupted requests: %w", org, d.schema, err))
-		case schema != d.schema:
-			errs = append(errs, fmt.Errorf("pgstore: completer: schema %s holds interrupted requests of org %s, which the directory leads to %s: they are left alone; clear them away, or run the completer of the service whose they are", d.schema, org, schema))
+			errs = append(errs, fmt.Errorf("pgstore: completer: of org %s schema %s%s holds interrupted requests: %w", org, d.schema, in.server.inCluster(), err))
+		case p.Schema != d.schema || p.Cluster != in.server.cluster:
+			errs = append(errs, fmt.Errorf("pgstore: completer: schema %s%s holds interrupted requests of org %s, which the directory leads to %s%s: they are left alone; clear them away, or run the completer of the service whose they are",
+				d.schema, in.server.inCluster(), org, p.Schema, inCluster(p.Cluster)))
 		default:
 			d.orgs = append(d.orgs, org.String())
 		}

@@ -73,7 +73,8 @@ func WithReruns(n int) TxOption {
 // A handler whose transaction met others is run again, with the request's body as it
 // was. A handler that flushes or hijacks gets [idempotency.ErrNoStreaming], because
 // nothing may be sent before the commit; a response over WithMaxResponseBytes is held in
-// memory until then. Each running request holds one connection of the pool.
+// memory until then. Each running request holds one connection of the pool; over [Pools] that
+// of its tenant's home if one is free there, and else any.
 //
 // An attempt has no lease: it holds the key by a lock of its transaction, which ends
 // with it. A duplicate does not wait for the lock, but is told at once that the key is in
@@ -165,23 +166,23 @@ type txAttempt struct {
 // transaction when the key is not to be had, and one before it where the request is to be
 // kept.
 func (t *txStore) Claim(ctx context.Context, req idempotency.ClaimRequest) (idempotency.ClaimResult, error) {
-	schema, tenant, err := t.store.locate(ctx, req.OrgID)
+	at, err := t.store.locate(ctx, req.OrgID)
 	if err != nil {
 		return idempotency.ClaimResult{}, err
 	}
 	if err := checkKey(req.Key, req.RequestHash); err != nil {
 		return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
 	}
-	conn, err := t.store.pool.Acquire(ctx)
+	conn, err := at.server.acquireIdle(ctx, at.schema)
 	if err != nil {
-		if stat := t.store.pool.Stat(); stat.AcquiredConns() == stat.MaxConns() {
+		if at.server.pools.full() {
 			// By attempts in flight, perhaps at this very key: nobody is to run beside them.
 			err = fmt.Errorf("%w: all connections of the pool are in use: %w", idempotency.ErrStoreRefused, err)
 		}
 		return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
 	}
 	for range maxClaimTries {
-		result, again, err := t.tryClaim(ctx, schema, tenant, conn, req)
+		result, again, err := t.tryClaim(ctx, at, conn, req)
 		if err != nil {
 			giveBack(ctx, conn)
 			return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
@@ -197,8 +198,9 @@ func (t *txStore) Claim(ctx context.Context, req idempotency.ClaimRequest) (idem
 // tryClaim claims the key once, on a connection that is the attempt's if it gets the key,
 // and given back if it does not. After an error, and when it asks to be called again, the
 // connection is still the caller's.
-func (t *txStore) tryClaim(ctx context.Context, schema tenancy.Schema, tenant db.Tenant, conn *pgxpool.Conn, req idempotency.ClaimRequest) (_ idempotency.ClaimResult, again bool, err error) {
-	a := &txAttempt{tenant: tenant, conn: conn, req: req, lock: lockName(schema, req.OrgID, req.Key)}
+func (t *txStore) tryClaim(ctx context.Context, at located, conn *pgxpool.Conn, req idempotency.ClaimRequest) (_ idempotency.ClaimResult, again bool, err error) {
+	schema := at.schema
+	a := &txAttempt{tenant: at.tenant, conn: conn, req: req, lock: lockName(schema, req.OrgID, req.Key)}
 	onConn := t.store.texts.Bind(conn, schema.Quoted())
 	kept := false
 	if req.Request != nil {
@@ -206,7 +208,7 @@ func (t *txStore) tryClaim(ctx context.Context, schema tenancy.Schema, tenant db
 			return idempotency.ClaimResult{}, false, fmt.Errorf("keep the request: %w", t.store.outdatedOrMissing(ctx, onConn, req.OrgID, err))
 		}
 	}
-	tx, entered, err := tenant.EnterSelect(ctx, conn, t.options,
+	tx, entered, err := at.tenant.EnterSelect(ctx, conn, t.options,
 		db.EnterTenantParams{SearchPath: schema.Quoted(), KeyLock: a.lock},
 		db.ClaimSelectParams{OrgID: db.UUID(req.OrgID), Key: req.Key}, keptFor(req))
 	if err != nil {
@@ -443,20 +445,25 @@ func isAnswer(err error) bool {
 // findOut tells what became of an attempt whose commit was not answered. It waits for the
 // attempt's lock: when that is free, its transaction has ended, one way or the other.
 func (t *txStore) findOut(ctx context.Context, c idempotency.Claim) error {
-	schema, _, err := t.store.locate(ctx, c.OrgID)
+	at, err := t.store.locateBegun(ctx, c.OrgID)
 	if err != nil {
 		return err
 	}
+	conn, err := at.home.conns.Acquire(ctx)
+	if err != nil {
+		return translate("find out what became of a commit", c.OrgID, err)
+	}
+	defer conn.Release()
 	completed := false
 	// At a stricter level the second statement would not see what was committed while the
 	// first one waited.
 	readCommitted := pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
-	err = pgx.BeginTxFunc(ctx, t.store.pool, readCommitted, func(tx pgx.Tx) error {
-		queries := db.New(t.store.texts.Bind(tx, schema.Quoted()))
+	err = pgx.BeginTxFunc(ctx, conn, readCommitted, func(tx pgx.Tx) error {
+		queries := db.New(t.store.texts.Bind(tx, at.schema.Quoted()))
 		if err := db.New(tx).JoinCommits(ctx); err != nil {
 			return err
 		}
-		if err := db.New(tx).AwaitLock(ctx, lockName(schema, c.OrgID, c.Key)); err != nil {
+		if err := db.New(tx).AwaitLock(ctx, lockName(at.schema, c.OrgID, c.Key)); err != nil {
 			return err
 		}
 		completed, err = queries.CompletedBy(ctx, db.CompletedByParams{Token: db.UUID(c.Token), OrgID: db.UUID(c.OrgID), Key: c.Key})

@@ -73,11 +73,11 @@ func (t *txStore) forgetLost(ctx context.Context, c idempotency.Claim) error {
 	if !c.Kept {
 		return pgx.ErrNoRows
 	}
-	tenant, err := t.store.tenant(ctx, c.OrgID)
+	at, err := t.store.locateBegun(ctx, c.OrgID)
 	if err != nil {
 		return err
 	}
-	if err := db.New(tenant).ForgetAttempt(ctx, db.ForgetAttemptParams{OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)}); err != nil {
+	if err := db.New(at.tenant).ForgetAttempt(ctx, db.ForgetAttemptParams{OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)}); err != nil {
 		return err
 	}
 	return pgx.ErrNoRows

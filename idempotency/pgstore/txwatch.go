@@ -20,7 +20,7 @@ const (
 // from time to time.
 func (t *txStore) Watch(orgID uuid.UUID, key string) (ended <-chan struct{}, stop func(), err error) {
 	ch := make(chan struct{}, 1)
-	stopHub := t.store.listener.ends.WatchOn(newWaitKey(orgID, key), ch)
+	stopHub := t.store.ends.WatchOn(newWaitKey(orgID, key), ch)
 	asker := &asker{ch: ch, pause: t.asks}
 	asker.mu.Lock() // so that the first ask sees the timer
 	asker.timer = time.AfterFunc(asker.pause, asker.ask)
@@ -30,7 +30,7 @@ func (t *txStore) Watch(orgID uuid.UUID, key string) (ended <-chan struct{}, sto
 
 // ended tells those who wait in this process that the attempt of c has come to its end.
 func (t *txStore) ended(c idempotency.Claim) {
-	t.store.listener.ends.Signal(newWaitKey(c.OrgID, c.Key))
+	t.store.ends.Signal(newWaitKey(c.OrgID, c.Key))
 }
 
 // asker has somebody ask again, at growing intervals.

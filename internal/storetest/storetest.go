@@ -40,7 +40,12 @@ func SchemaOf(t testing.TB, org uuid.UUID) tenancy.Schema {
 // NewTenant makes a tenant with a migrated schema of its own.
 func NewTenant(t testing.TB, pool *pgxpool.Pool) uuid.UUID {
 	t.Helper()
-	org := uuid.New()
+	return NewTenantOf(t, pool, uuid.New())
+}
+
+// NewTenantOf is NewTenant for an org_id that is given.
+func NewTenantOf(t testing.TB, pool *pgxpool.Pool, org uuid.UUID) uuid.UUID {
+	t.Helper()
 	if err := migrations.Up(t.Context(), pool.Config().ConnString(), SchemaOf(t, org)); err != nil {
 		t.Fatal(err)
 	}

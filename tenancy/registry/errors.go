@@ -40,6 +40,9 @@ func (r *Registry) translate(step string, about any, err error) error {
 		case codeUniqueViolation:
 			return fmt.Errorf("%w: %s %v: another tenant has the schema: %w", ErrConflict, step, about, err)
 		case codeCheckViolation:
+			if pgErr.ConstraintName == "tenants_moving_check" {
+				return fmt.Errorf("%w: %s %v: it is being moved to another cluster; finish or cancel that first: %w", ErrState, step, about, err)
+			}
 			return fmt.Errorf("%w: %s %v: %w", ErrInvalid, step, about, err)
 		case codeUndefinedTable, codeInvalidSchemaName:
 			return fmt.Errorf("registry: %s %v: schema %s holds no registry; run migrations.UpControl: %w", step, about, r.schema, err)

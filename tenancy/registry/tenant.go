@@ -37,6 +37,11 @@ type Tenant struct {
 	// Version is the number of the newest migration that the schema has had, or 0 where that
 	// is not known.
 	Version int64
+	// Moving tells that the tenant is being moved to the cluster MovingTo, and suspended for
+	// that; and Resume, that it is made active again afterwards.
+	Moving   bool
+	MovingTo string
+	Resume   bool
 	// CreatedAt and UpdatedAt are of the database's clock.
 	CreatedAt, UpdatedAt time.Time
 }
@@ -47,12 +52,13 @@ func (t Tenant) Placement() tenancy.Placement {
 }
 
 // columns are those that scanTenant reads, of the table tenants as t.
-const columns = `t.org_id, t.schema_name, t.cluster, t.state, t.version, t.created_at, t.updated_at`
+const columns = `t.org_id, t.schema_name, t.cluster, t.state, t.version,
+	t.moving_to IS NOT NULL, coalesce(t.moving_to, ''), t.resume, t.created_at, t.updated_at`
 
 func scanTenant(row pgx.CollectableRow) (Tenant, error) {
 	var t Tenant
 	var schema string
-	err := row.Scan(&t.OrgID, &schema, &t.Cluster, &t.State, &t.Version, &t.CreatedAt, &t.UpdatedAt)
+	err := row.Scan(&t.OrgID, &schema, &t.Cluster, &t.State, &t.Version, &t.Moving, &t.MovingTo, &t.Resume, &t.CreatedAt, &t.UpdatedAt)
 	if err != nil {
 		return Tenant{}, err
 	}

@@ -1,0 +1,31 @@
+// Package move moves tenants between clusters: PostgreSQL servers, or groups of them, each
+// with a name in the registry of tenants.
+//
+//	mover, err := move.New(tenants, map[string]string{"eu-1": url1, "eu-2": url2})
+//	report, err := mover.Move(ctx, orgID, "eu-2")
+//
+// Only the tenant that is moved stops being served, for as long as its data take; a service
+// over a [github.com/pgidem/pgidem/tenancy/registry.Registry] answers its requests with 403
+// (suspended_tenant) meanwhile. The steps are these, and each is safe to repeat: after a
+// crash at any point, or an error, Move with the same arguments goes on, and [Mover.Cancel]
+// goes back.
+//
+//  1. The registry suspends the tenant and notes where it goes. Within a second no process
+//     claims a key of it any more.
+//  2. What is in progress comes to its end where it began.
+//  3. The fence: the schema is renamed, and all of its tables are locked once. Whatever had
+//     begun to write has ended then, and who comes later, a process that was cut off from
+//     the registry say, finds no schema of that name.
+//  4. pg_dump copies the schema with all that is in it, also the service's own tables, and
+//     pg_restore makes it of that in the other cluster, in one transaction.
+//  5. Each table there is compared with what was copied, by its number of rows and a
+//     checksum of all of their values, and each sequence by its value.
+//  6. The copy gets the schema's name, and the registry has the tenant there from now on,
+//     and active if it was.
+//  7. The fenced schema is dropped, a table at a time.
+//
+// Move needs pg_dump and pg_restore of a version that is not older than the servers'. The
+// roles that own the schema's objects or have rights on them have to exist in both clusters,
+// as must the extensions whose types its tables use. Sequences, views and triggers move with the schema; what refers
+// to it from outside does not, and keeps the fence from being dropped.
+package move

@@ -1,0 +1,18 @@
+package move
+
+import "errors"
+
+var (
+	// ErrBusy is returned when attempts of the tenant were still in progress, or its tables
+	// locked, at the end of the time that [WithDrainTimeout] gives. The tenant is served
+	// again where it is.
+	ErrBusy = errors.New("move: tenant is busy")
+
+	// ErrDiffers is returned when the copy is not what was copied. The tenant stays
+	// suspended, the source is whole, and the copy is dropped when Move is run again.
+	ErrDiffers = errors.New("move: the copy differs")
+
+	// ErrOccupied is returned when the other cluster has a schema of the tenant's name that
+	// is no copy of it.
+	ErrOccupied = errors.New("move: the schema exists in the other cluster")
+)

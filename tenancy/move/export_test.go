@@ -1,0 +1,14 @@
+package move
+
+import "time"
+
+// Settle is how long processes have by default.
+const Settle = settle
+
+// WithSettle sets how long processes may take to hear that a tenant is suspended.
+func WithSettle(d time.Duration) Option {
+	return func(m *Mover) error {
+		m.settle = d
+		return nil
+	}
+}

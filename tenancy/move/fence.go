@@ -1,0 +1,201 @@
+package move
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// SQLSTATE codes, PostgreSQL documentation appendix A.
+const (
+	codeLockNotAvailable = "55P03"
+	codeDeadlockDetected = "40P01"
+)
+
+// state tells whether the source has the tenant's schema under its name, and whether it has
+// it fenced.
+func (t *transfer) state(ctx context.Context) (open, fenced bool, err error) {
+	err = t.source.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1), EXISTS (SELECT FROM pg_namespace WHERE nspname = $2)`,
+		t.tenant.Schema.String(), t.fenced.String()).Scan(&open, &fenced)
+	if err != nil {
+		return false, false, fmt.Errorf("move: cluster %q: %w", t.from.name, err)
+	}
+	return open, fenced, nil
+}
+
+// fence keeps everybody from the tenant's schema, when nothing is in progress in it any
+// more.
+func (t *transfer) fence(ctx context.Context) error {
+	switch open, fenced, err := t.state(ctx); {
+	case err != nil:
+		return err
+	case open && fenced:
+		return fmt.Errorf("move: cluster %q has schema %s, which a move has fenced, and %s beside it; drop that one of the two that is not the tenant's", t.from.name, t.fenced, t.tenant.Schema)
+	case fenced:
+		return nil // by an earlier run
+	case !open:
+		return fmt.Errorf("move: cluster %q has no schema %s; correct the placement of org %s in the registry", t.from.name, t.tenant.Schema, t.tenant.OrgID)
+	}
+	t.step(Draining)
+	if err := sleep(ctx, t.settle); err != nil { // until all processes have heard
+		return err
+	}
+	for deadline := time.Now().Add(t.drainTimeout); ; {
+		n, err := t.inProgress(ctx, t.source)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			t.step(Fencing)
+			var done bool
+			if done, err = t.tryFence(ctx); done || err != nil {
+				return err
+			}
+		}
+		if time.Now().After(deadline) {
+			if n > 0 {
+				return fmt.Errorf("%w: %d attempts of org %s are still in progress after %s; try again, or give it longer", ErrBusy, n, t.tenant.OrgID, t.drainTimeout)
+			}
+			return fmt.Errorf("%w: transactions use tables of schema %s and do not end; try again, or give it longer", ErrBusy, t.tenant.Schema)
+		}
+		if err := sleep(ctx, drainPause); err != nil {
+			return err
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// querier is a connection or a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+}
+
+// inProgress counts the attempts that have a lease. One whose lease has lapsed died with its
+// process, and a retry takes it over in the other cluster.
+func (t *transfer) inProgress(ctx context.Context, q querier) (n int64, err error) {
+	records := pgx.Identifier{t.tenant.Schema.String(), "idempotency_records"}.Sanitize()
+	err = q.QueryRow(ctx, `SELECT count(*) FROM `+records+` WHERE completed_at IS NULL AND lease_until > now()`).Scan(&n)
+	if err != nil {
+		return 0, fmt.Errorf("move: cluster %q: count attempts in progress of org %s: %w", t.from.name, t.tenant.OrgID, err)
+	}
+	return n, nil
+}
+
+// tryFence renames the schema and locks all of its tables, so that whoever writes to them has
+// ended when it commits. It reports false, and has done nothing, where somebody is in the
+// way.
+func (t *transfer) tryFence(ctx context.Context) (done bool, err error) {
+	err = pgx.BeginFunc(ctx, t.source, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SELECT set_config('lock_timeout', $1, true)`, strconv.FormatInt(t.lockTimeout.Milliseconds(), 10)); err != nil {
+			return err
+		}
+		tables, err := tablesOf(ctx, tx, t.tenant.Schema.String())
+		if err != nil {
+			return err
+		}
+		for _, table := range tables {
+			if _, err := tx.Exec(ctx, `LOCK TABLE `+pgx.Identifier{t.tenant.Schema.String(), table}.Sanitize()+` IN ACCESS EXCLUSIVE MODE`); err != nil {
+				return err
+			}
+		}
+		if n, err := t.inProgress(ctx, tx); err != nil || n > 0 { // somebody came in between
+			return errors.Join(err, errInProgress)
+		}
+		_, err = tx.Exec(ctx, `ALTER SCHEMA `+t.tenant.Schema.Quoted()+` RENAME TO `+t.fenced.Quoted())
+		return err
+	})
+	var pgErr *pgconn.PgError
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, errInProgress), errors.As(err, &pgErr) && (pgErr.Code == codeLockNotAvailable || pgErr.Code == codeDeadlockDetected):
+		return false, nil
+	}
+	return false, fmt.Errorf("move: cluster %q: fence schema %s: %w", t.from.name, t.tenant.Schema, err)
+}
+
+var errInProgress = errors.New("in progress")
+
+// unfence gives the schema its name back, if it is fenced.
+func (t *transfer) unfence(ctx context.Context) error {
+	switch open, fenced, err := t.state(ctx); {
+	case err != nil || !fenced:
+		return err
+	case open:
+		return fmt.Errorf("move: cluster %q has schema %s beside %s, which a move has fenced; drop it or rename it", t.from.name, t.tenant.Schema, t.fenced)
+	}
+	if _, err := t.source.Exec(ctx, `ALTER SCHEMA `+t.fenced.Quoted()+` RENAME TO `+t.tenant.Schema.Quoted()); err != nil {
+		return fmt.Errorf("move: cluster %q: take the fence of schema %s away: %w", t.from.name, t.tenant.Schema, err)
+	}
+	return nil
+}
+
+// tablesOf lists the tables of a schema.
+func tablesOf(ctx context.Context, q querier, schema string) ([]string, error) {
+	rows, err := q.Query(ctx, `SELECT c.relname::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+		WHERE n.nspname = $1 AND c.relkind IN ('r', 'p') ORDER BY c.relname`, schema)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
+// dropFenced drops the fenced schema in the source, if there is one.
+func (t *transfer) dropFenced(ctx context.Context) error {
+	return dropSchema(ctx, t.source, t.from, t.fenced.String())
+}
+
+// dropSchema drops a schema that nobody uses, if it is there, a table at a time, so that no
+// transaction has more locks than one table and what depends on it take.
+func dropSchema(ctx context.Context, conn *pgx.Conn, c cluster, schema string) error {
+	say := func(err error) error {
+		return fmt.Errorf("move: cluster %q: drop schema %s: %w", c.name, schema, err)
+	}
+	var outside string
+	err := conn.QueryRow(ctx, `
+		SELECT coalesce(string_agg(DISTINCT o.what, ', '), '')
+		FROM pg_namespace AS n
+		JOIN pg_class AS c ON c.relnamespace = n.oid
+		CROSS JOIN LATERAL (
+			SELECT f.conrelid::regclass::text AS what FROM pg_constraint AS f JOIN pg_class AS r ON r.oid = f.conrelid
+			WHERE f.confrelid = c.oid AND r.relnamespace <> n.oid
+			UNION ALL
+			SELECT v.oid::regclass::text FROM pg_depend AS d JOIN pg_rewrite AS w ON w.oid = d.objid JOIN pg_class AS v ON v.oid = w.ev_class
+			WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid AND v.relnamespace <> n.oid
+		) AS o
+		WHERE n.nspname = $1`, schema).Scan(&outside)
+	if err != nil {
+		return say(err)
+	}
+	if outside != "" {
+		return say(fmt.Errorf("other schemas depend on it: %s; drop these and then the schema by hand", outside))
+	}
+	tables, err := tablesOf(ctx, conn, schema)
+	if err != nil {
+		return say(err)
+	}
+	for _, table := range tables {
+		if _, err := conn.Exec(ctx, `DROP TABLE IF EXISTS `+pgx.Identifier{schema, table}.Sanitize()+` CASCADE`); err != nil {
+			return say(err)
+		}
+	}
+	if _, err := conn.Exec(ctx, `DROP SCHEMA IF EXISTS `+pgx.Identifier{schema}.Sanitize()+` CASCADE`); err != nil {
+		return say(err)
+	}
+	return nil
+}

@@ -1,0 +1,279 @@
+package move_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/pgidem/pgidem/tenancy"
+	"github.com/pgidem/pgidem/tenancy/move"
+	"github.com/pgidem/pgidem/tenancy/registry"
+)
+
+var steps = []move.Step{move.Suspending, move.Draining, move.Fencing, move.Copying, move.Verifying, move.Switching, move.Dropping}
+
+// TestMove: a tenant goes round three servers, and is whole in each.
+func TestMove(t *testing.T) {
+	t.Parallel()
+	w := newWorldOfServers(t)
+	tenant, idle := w.newTenant(t, "a"), w.newTenant(t, "a")
+	if _, err := w.tenants.SetState(t.Context(), idle.OrgID, registry.Suspended); err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range []string{"b", "c", "a"} {
+		var seen []move.Step
+		m := w.mover(t, move.WithProgress(func(s move.Step) { seen = append(seen, s) }))
+		report, err := m.Move(t.Context(), tenant.OrgID, to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if report.To != to || report.Tenant.Cluster != to || report.Tenant.State != registry.Active || len(report.Tables) != 6 || report.Away <= 0 {
+			t.Errorf("%+v", report)
+		}
+		if !slices.Equal(seen, steps) {
+			t.Errorf("steps %v, want %v", seen, steps)
+		}
+		w.is(t, tenant, to, registry.Active)
+		// The sequences go on.
+		w.exec(t, to, fmt.Sprintf(`INSERT INTO %[1]s.accounts (name) VALUES ('new'); DELETE FROM %[1]s.accounts WHERE name = 'NEW'`, tenant.Schema.Quoted()))
+		if report, err := m.Move(t.Context(), tenant.OrgID, to); err != nil || report.From != to || report.Tables != nil {
+			t.Errorf("where it is already: %+v, %v", report, err)
+		}
+	}
+	if _, err := w.mover(t).Move(t.Context(), idle.OrgID, "b"); err != nil {
+		t.Fatal(err)
+	}
+	w.is(t, idle, "b", registry.Suspended)
+}
+
+func TestMoveRefuses(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	m := w.mover(t)
+	if _, err := m.Move(t.Context(), uuid.New(), "b"); !errors.Is(err, tenancy.ErrUnknownTenant) {
+		t.Errorf("an unknown tenant: %v", err)
+	}
+	tenant := w.newTenant(t, "a")
+	if _, err := m.Move(t.Context(), tenant.OrgID, "elsewhere"); err == nil || !strings.Contains(err.Error(), `no database URL is given for cluster "elsewhere"`) {
+		t.Errorf("an unknown cluster: %v", err)
+	}
+	if _, err := m.Cancel(t.Context(), tenant.OrgID); !errors.Is(err, registry.ErrConflict) {
+		t.Errorf("cancelled before it began: %v", err)
+	}
+	s := tenant.Schema.Quoted()
+	w.exec(t, "b", `CREATE SCHEMA `+s+`; CREATE TABLE `+s+`.theirs (a int)`)
+	if _, err := m.Move(t.Context(), tenant.OrgID, "b"); !errors.Is(err, move.ErrOccupied) {
+		t.Errorf("into an occupied place: %v", err)
+	}
+	w.exec(t, "b", `SELECT FROM `+s+`.theirs`)
+	if _, err := m.Cancel(t.Context(), tenant.OrgID); !errors.Is(err, move.ErrOccupied) {
+		t.Errorf("cancelled beside a stranger's schema: %v", err)
+	}
+	w.exec(t, "b", `DROP SCHEMA `+s+` CASCADE`)
+	if _, err := m.Cancel(t.Context(), tenant.OrgID); err != nil {
+		t.Error(err)
+	}
+	w.is(t, tenant, "a", registry.Active)
+	for name, url := range map[string]string{"no URL": "host=localhost password=secret", "nonsense": "postgres://u:secret@host:port/db"} {
+		if _, err := move.New(w.tenants, map[string]string{"a": url}); err == nil || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestMoveBrokenOff: at each step the process is told to stop; another then goes on, or goes
+// back.
+func TestMoveBrokenOff(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, at := range steps {
+		for _, back := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, back %t", at, back), func(t *testing.T) {
+				tenant := w.newTenant(t, "a")
+				ctx, cancel := context.WithCancel(t.Context())
+				m := w.mover(t, move.WithProgress(func(s move.Step) {
+					if s == at {
+						cancel()
+					}
+				}))
+				if _, err := m.Move(ctx, tenant.OrgID, "b"); err == nil {
+					t.Fatal("it was not broken off")
+				}
+				moved := at == move.Dropping
+				begun := at != move.Suspending
+				switch {
+				case !back:
+					if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err != nil {
+						t.Fatal(err)
+					}
+					w.is(t, tenant, "b", registry.Active)
+				case begun && !moved:
+					if got, err := w.mover(t).Cancel(t.Context(), tenant.OrgID); err != nil || got.State != registry.Active {
+						t.Fatalf("%+v, %v", got, err)
+					}
+					w.is(t, tenant, "a", registry.Active)
+				default:
+					if _, err := w.mover(t).Cancel(t.Context(), tenant.OrgID); !errors.Is(err, registry.ErrConflict) {
+						t.Errorf("cancelled what was not under way: %v", err)
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestMoveBusy: a tenant with something in progress, or a transaction that holds its tables,
+// stays where it is.
+func TestMoveBusy(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	impatient := []move.Option{move.WithDrainTimeout(300 * time.Millisecond), move.WithLockTimeout(50 * time.Millisecond)}
+	tenant := w.newTenant(t, "a")
+	records := tenant.Schema.Quoted() + ".idempotency_records"
+	w.exec(t, "a", `INSERT INTO `+records+` (created_at, expires_at, lease_until, token, org_id, attempt, response_kept, key, request_hash)
+		VALUES (now(), now() + interval '1 day', now() + interval '1 hour', gen_random_uuid(), $1, 1, true, 'running', '\x01')`, tenant.OrgID)
+	if _, err := w.mover(t, impatient...).Move(t.Context(), tenant.OrgID, "b"); !errors.Is(err, move.ErrBusy) || !strings.Contains(err.Error(), "1 attempts") {
+		t.Errorf("an attempt in progress: %v", err)
+	}
+	w.is(t, tenant, "a", registry.Active)
+
+	// One that dies goes along, for a retry to take over.
+	w.exec(t, "a", `UPDATE `+records+` SET lease_until = now() WHERE key = 'running'`)
+	tx, err := w.pools["a"].Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `UPDATE `+tenant.Schema.Quoted()+`.accounts SET data = '{}'`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.mover(t, impatient...).Move(t.Context(), tenant.OrgID, "b"); !errors.Is(err, move.ErrBusy) || !strings.Contains(err.Error(), "transactions use tables") {
+		t.Errorf("a transaction that does not end: %v", err)
+	}
+	w.is(t, tenant, "a", registry.Active)
+
+	// A transaction that commits while the fence waits for it is copied.
+	committed := make(chan error, 1)
+	m := w.mover(t, move.WithProgress(func(s move.Step) {
+		if s == move.Fencing && tx != nil {
+			ending := tx
+			tx = nil
+			go func() {
+				time.Sleep(100 * time.Millisecond) // so that the lock has to be waited for, most of the time
+				committed <- ending.Commit(context.Background())
+			}()
+		}
+	}))
+	if _, err := m.Move(t.Context(), tenant.OrgID, "b"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-committed; err != nil {
+		t.Fatal(err)
+	}
+	w.is(t, tenant, "b", registry.Active)
+	var changed, running int
+	if err := w.pools["b"].QueryRow(t.Context(), `SELECT (SELECT count(*) FROM `+tenant.Schema.Quoted()+`.accounts WHERE data = '{}'), (SELECT count(*) FROM `+records+` WHERE key = 'running')`).
+		Scan(&changed, &running); err != nil || changed != 500 || running != 1 {
+		t.Errorf("%d accounts changed, %d in progress, %v", changed, running, err)
+	}
+}
+
+// TestMoveDiffers: a copy that is not what was copied is not used.
+func TestMoveDiffers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for damage, want := range map[string]string{
+		`DELETE FROM %s.payments WHERE id = (SELECT min(id) FROM %s.payments)`:              "payments has 499 rows and not 500",
+		`UPDATE %s.accounts SET blob = '\x00' WHERE id = (SELECT min(id) FROM %s.accounts)`: "accounts has the checksum",
+		`DROP TABLE %s.idempotency_steps`:                                                   "idempotency_steps is missing",
+		`CREATE TABLE %s.more (a int)`:                                                      "more is there in addition",
+		`SELECT nextval('%s.accounts_id_seq')`:                                              "accounts_id_seq has the checksum",
+		`ALTER TABLE %s.payments RENAME TO paid`:                                            "payments is missing",
+	} {
+		tenant := w.newTenant(t, "a")
+		m := w.mover(t, move.WithProgress(func(s move.Step) {
+			if s == move.Verifying {
+				w.exec(t, "b", strings.ReplaceAll(damage, "%s", fmt.Sprintf("moving_%x", tenant.OrgID[:])))
+			}
+		}))
+		if _, err := m.Move(t.Context(), tenant.OrgID, "b"); !errors.Is(err, move.ErrDiffers) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v; want %s", damage, err, want)
+		}
+		if got, err := w.tenants.Tenant(t.Context(), tenant.OrgID); err != nil || got.State != registry.Suspended || got.Cluster != "a" {
+			t.Errorf("%+v, %v", got, err)
+		}
+		if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err != nil {
+			t.Error(err)
+		}
+		w.is(t, tenant, "b", registry.Active)
+	}
+}
+
+// TestMoveFails: what pg_dump and pg_restore say is told, and the tenant can be moved when
+// that is mended.
+func TestMoveFails(t *testing.T) {
+	t.Parallel()
+	w := newWorldOfServers(t)
+	tenant := w.newTenant(t, "a")
+	w.exec(t, "b", `DROP ROLE `+role)
+	if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err == nil || !strings.Contains(err.Error(), "pg_restore into cluster") || !strings.Contains(err.Error(), role) {
+		t.Errorf("a role is missing: %v", err)
+	}
+	if _, err := w.mover(t, move.WithPrograms(t.TempDir())).Move(t.Context(), tenant.OrgID, "b"); err == nil || !strings.Contains(err.Error(), "has to be installed") {
+		t.Errorf("no programs: %v", err)
+	}
+	// Meanwhile nobody else can write.
+	if _, err := w.pools["a"].Exec(t.Context(), `DELETE FROM `+tenant.Schema.Quoted()+`.payments`); err == nil {
+		t.Error("the fence lets writes through")
+	}
+	w.exec(t, "b", `CREATE ROLE `+role)
+	if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err != nil {
+		t.Error(err)
+	}
+	w.is(t, tenant, "b", registry.Active)
+}
+
+// TestMoveTwice: of two processes that move one tenant, one does.
+func TestMoveTwice(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	tenant := w.newTenant(t, "a")
+	var second error
+	m := w.mover(t, move.WithProgress(func(s move.Step) {
+		if s == move.Copying {
+			_, second = w.mover(t).Move(t.Context(), tenant.OrgID, "b")
+		}
+	}))
+	if _, err := m.Move(t.Context(), tenant.OrgID, "b"); err != nil {
+		t.Fatal(err)
+	}
+	if second == nil || !strings.Contains(second.Error(), "by another process") {
+		t.Errorf("the second: %v", second)
+	}
+	w.is(t, tenant, "b", registry.Active)
+}
+
+// TestMoveSpoiled: what depends on the schema from outside is neither copied nor dropped.
+func TestMoveSpoiled(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	tenant := w.newTenant(t, "a")
+	w.exec(t, "a", fmt.Sprintf(`CREATE SCHEMA reports; CREATE VIEW reports.all_payments AS SELECT * FROM %[1]s.payments; CREATE TABLE reports.notes (account bigint REFERENCES %[1]s.accounts)`, tenant.Schema.Quoted()))
+	_, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b")
+	if err == nil || !strings.Contains(err.Error(), "other schemas depend on it: reports.all_payments, reports.notes") {
+		t.Errorf("%v", err)
+	}
+	if got, err := w.tenants.Tenant(t.Context(), tenant.OrgID); err != nil || got.Cluster != "b" || got.State != registry.Active {
+		t.Errorf("%+v, %v", got, err)
+	}
+	w.exec(t, "a", `DROP SCHEMA reports CASCADE`)
+	if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err != nil {
+		t.Error(err)
+	}
+	w.is(t, tenant, "b", registry.Active)
+}
