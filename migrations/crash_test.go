@@ -114,9 +114,9 @@ func TestKilledRuns(t *testing.T) {
 	files := crashFiles(t)
 	half := 0
 	for round := range kills {
-		schemas := tenants(t, 30)
-		all(t, pool, schemas[:8], migrations.WithFS(upTo(t, 1+rand.IntN(latest-1))))
-		all(t, pool, schemas[8:16])
+		schemas := tenants(t, 16)
+		all(t, pool, schemas[:4], migrations.WithFS(upTo(t, 1+rand.IntN(latest-1))))
+		all(t, pool, schemas[4:8])
 		m := startMigrator(t, pool, schemas)
 		m.read("running", 1)
 		ended := m.read("ended", rand.IntN(len(schemas)))

@@ -15,16 +15,16 @@ import (
 type Outcome string
 
 const (
-	// Created: the schema was missing, or empty, and was made as a whole.
+	// Created is for a schema that was missing, or empty, and was made as a whole.
 	Created Outcome = "created"
-	// Migrated: the schema was behind and had the migrations that it lacked.
+	// Migrated is for one that was behind and has had the migrations that it lacked.
 	Migrated Outcome = "migrated"
-	// Current: there was nothing to do.
+	// Current is for one that had nothing to be done.
 	Current Outcome = "current"
-	// Newer: the schema has had a migration that this program does not know, and was left
-	// alone.
+	// Newer is for one that has had a migration that this program does not know, and was
+	// left alone.
 	Newer Outcome = "newer"
-	// Failed: Err says why. Migrations before the one that failed stay.
+	// Failed is for one whose Err says why. Migrations before the one that failed stay.
 	Failed Outcome = "failed"
 )
 

@@ -21,15 +21,15 @@ import (
 type Standing string
 
 const (
-	// UpToDate: the schema has had all migrations that this program knows.
+	// UpToDate is a schema that has had all migrations that this program knows.
 	UpToDate Standing = "up to date"
-	// Behind: it lacks some.
+	// Behind is one that lacks some.
 	Behind Standing = "behind"
-	// Ahead: it has had one that this program does not know.
+	// Ahead is one that has had a migration that this program does not know.
 	Ahead Standing = "newer"
-	// Absent: there is no such schema, or nothing of this library in it.
+	// Absent is one that does not exist, or has nothing of this library in it.
 	Absent Standing = "absent"
-	// Broken: its version table makes no sense, or cannot be read; Err says why.
+	// Broken is one whose version table makes no sense, or cannot be read; Err says why.
 	Broken Standing = "broken"
 )
 

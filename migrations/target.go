@@ -2,6 +2,7 @@ package migrations
 
 import (
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"iter"
 	"regexp"
@@ -60,7 +61,7 @@ func collect(targets iter.Seq2[Target, error]) ([]Target, error) {
 // check returns the target with the org_id that its name ends in, if it does.
 func (t Target) check() (Target, error) {
 	if t.Schema.IsZero() {
-		return t, fmt.Errorf("the zero Schema names none; make one with tenancy.ParseSchema or a Directory")
+		return t, errors.New("the zero Schema names none; make one with tenancy.ParseSchema or a Directory")
 	}
 	named := orgOf(t.Schema)
 	if t.OrgID != uuid.Nil && named != uuid.Nil && named != t.OrgID {
