@@ -27,7 +27,7 @@
 //	tx, err := pool.Begin(ctx)
 //	_, err = tx.Exec(ctx, "SET LOCAL ROLE "+tenant.Schema.Quoted())
 //
-// From then on PostgreSQL refuses it every other tenant's tables, so that a query which names
+// which pgstore.WithTenantRole does for handlers in transactional mode. From then on PostgreSQL refuses it every other tenant's tables, so that a query which names
 // the wrong schema, or that somebody injected a table name into, fails. It does not hold
 // against SQL that takes the rights back. An injected RESET ROLE or SET ROLE needs a statement
 // of its own, which the extended protocol does not let anybody append (pgx uses it in all modes
