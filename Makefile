@@ -78,6 +78,10 @@ kill-migrations: ## Kill migrations of many tenants KILLS times (default 500) an
 pgload: ## Compare over HTTP with pgbench's least work (ARGS='-work first,replay'; needs pgbench)
 	cd bench && $(GO) run ./pgload $(ARGS)
 
+.PHONY: bench-tenants
+bench-tenants: ## Measure the store over 1 to 10,000 tenants beside one shared table (ARGS='-tenants 1000'; half an hour)
+	cd bench && $(GO) run ./pgtenants $(ARGS)
+
 .PHONY: generate
 generate: $(BIN)/sqlc ## Generate internal/db from queries and migrations
 	$(BIN)/sqlc generate

@@ -548,3 +548,39 @@ func testDyingConnections(t *testing.T, direct, pooled *pgxpool.Pool) {
 	s.wantPayments(t, keys)
 	wantClean(t, direct, pooled)
 }
+
+// TestCheckBehindPgBouncer: a store tells that its pool's connections lead through a pooler
+// that loses what they prepare, and says nothing of a pool that prepares nothing.
+func TestCheckBehindPgBouncer(t *testing.T) {
+	t.Parallel()
+	b := startBouncer(t)
+	for mode, want := range map[pgx.QueryExecMode]error{
+		pgx.QueryExecModeCacheStatement: pgstore.ErrPoolerMode,
+		pgx.QueryExecModeExec:           nil,
+		pgx.QueryExecModeCacheDescribe:  nil,
+	} {
+		t.Run(mode.String(), func(t *testing.T) {
+			t.Parallel()
+			direct, pooled := b.pools(t, "check_"+strings.ReplaceAll(mode.String(), " ", "_"), mode)
+			if err := storetest.NewStore(t, direct).Check(t.Context()); err != nil {
+				t.Errorf("direct: %v", err)
+			}
+			if err := storetest.NewStore(t, pooled).Check(t.Context()); !errors.Is(err, want) {
+				t.Errorf("through PgBouncer: %v; want %v", err, want)
+			}
+			config := pooled.Config()
+			pools, err := pgstore.NewPools(t.Context(), config, 2)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer pools.Close()
+			store, err := pgstore.NewRouted(pools, storetest.PerOrg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := store.Check(t.Context()); !errors.Is(err, pgstore.ErrPoolsBehindPooler) {
+				t.Errorf("pools through PgBouncer: %v; want %v", err, pgstore.ErrPoolsBehindPooler)
+			}
+		})
+	}
+}

@@ -12,7 +12,6 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
-	"text/tabwriter"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -74,8 +73,7 @@ func (s settings) measure(ctx context.Context, conn *pgx.Conn, url string, tenan
 			return err
 		}
 	}
-	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(table, "tenants\ttraffic\tcallers\tway\tpairs/s\tratio\tp50\tp99\tservice MiB\tper backend MiB\tmost\t")
+	fmt.Printf(line, "tenants", "traffic", "callers", "way", "pairs/s", "ratio", "p50", "p99", "service MiB", "backend MiB", "most MiB")
 	for _, traffic := range s.traffic {
 		if tenants == 1 && traffic != s.traffic[0] {
 			continue
@@ -102,13 +100,16 @@ func (s settings) measure(ctx context.Context, conn *pgx.Conn, url string, tenan
 				if err != nil {
 					return err
 				}
-				fmt.Fprintf(table, "%d\t%s\t%d\t%s\t%.0f\t%.2f\t%v\t%v\t%d\t%.1f\t%.1f\t\n", tenants, traffic, callers, s.ways[i],
-					m.Rate, m.Rate/base, m.P50.Round(10*time.Microsecond), m.P99.Round(10*time.Microsecond), m.Resident>>20, mean, most)
+				fmt.Printf(line, strconv.Itoa(tenants), traffic, strconv.Itoa(callers), s.ways[i],
+					fmt.Sprintf("%.0f", m.Rate), fmt.Sprintf("%.2f", m.Rate/base), m.P50.Round(10*time.Microsecond).String(), m.P99.Round(10*time.Microsecond).String(),
+					strconv.FormatInt(m.Resident>>20, 10), fmt.Sprintf("%.1f", mean), fmt.Sprintf("%.1f", most))
 			}
 		}
 	}
-	return errors.Join(table.Flush(), err)
+	return nil
 }
+
+const line = "%8s  %-8s %7s  %-22s %8s %6s %9s %9s %12s %12s %9s\n"
 
 // median returns the figures' medians.
 func median(results []result) result {

@@ -11,8 +11,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
-
-	"github.com/pgidem/pgidem/internal/db"
 )
 
 // Errors that [Store.Check] returns, wrapped, with what to do about them.
@@ -73,25 +71,26 @@ func (s *server) check(ctx context.Context) (errs []error) {
 		return append(errs, fmt.Errorf("pgstore: check: %w", err))
 	}
 	defer conn.Release()
-	pid, err := db.New(conn).BackendPID(ctx)
+	var pid uint32
+	var allowed int
+	// Without a prepared statement, which a pooler would lose.
+	err = conn.QueryRow(ctx, `SELECT pg_backend_pid(), current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int`,
+		pgx.QueryExecModeExec).Scan(&pid, &allowed)
 	if err != nil {
-		return append(errs, fmt.Errorf("pgstore: check: %w", advised("check", err)))
+		return append(errs, fmt.Errorf("pgstore: check: %w", err))
 	}
-	if uint32(pid) != conn.Conn().PgConn().PID() {
+	if pid != conn.Conn().PgConn().PID() {
 		if len(s.homes) > 1 {
 			errs = append(errs, ErrPoolsBehindPooler)
 		}
 		if pool.Config().ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement {
-			errs = append(errs, probePrepared(ctx, pool.Config().ConnConfig))
+			if err := probePrepared(ctx, pool.Config().ConnConfig); err != nil {
+				errs = append(errs, err)
+			}
 		}
 		return errs
 	}
-	var allowed int
-	err = conn.QueryRow(ctx, `SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int`, pgx.QueryExecModeExec).Scan(&allowed)
-	switch most := s.pools.maxConns(); {
-	case err != nil:
-		errs = append(errs, fmt.Errorf("pgstore: check: %w", err))
-	case most > allowed:
+	if most := s.pools.maxConns(); most > allowed {
 		errs = append(errs, fmt.Errorf("%w: up to %d of %d", ErrTooManyConns, most, allowed))
 	}
 	return errs

@@ -34,6 +34,19 @@
 // DefaultQueryExecMode to pgx.QueryExecModeExec, or use PgBouncer 1.21 or newer
 // with max_prepared_statements).
 //
+// # Many tenants, many servers
+//
+// A connection's server process keeps what it knows of each tenant that it has met, and that
+// takes time to gather and memory to keep. With hundreds of tenants or more use [NewPools],
+// among which each tenant has a home, and [NewRouted]; where they are on several servers,
+// [Clusters], and a [tenancy.Placer] that names the server of each. [Store.Check] reports what
+// does not fit. docs/scale.md has measurements.
+//
+//	pools, err := pgstore.NewPools(ctx, config, 8)
+//	defer pools.Close()
+//	store, err := pgstore.NewRouted(pools, tenants)
+//	defer store.Close()
+//
 // # Transactions
 //
 // [Store.Transactional] lets each handler run in a transaction of its tenant, in which

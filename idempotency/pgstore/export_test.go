@@ -34,3 +34,6 @@ func (p *Pace) Limit() int { return p.p.limit() }
 func (p *Pace) Saw(took time.Duration, now time.Time, othersWait bool) {
 	p.p.saw(took, now, othersWait)
 }
+
+// NeededVersion is the migration that the store needs.
+const NeededVersion = neededVersion

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgidem/pgidem/tenancy"
@@ -42,6 +44,9 @@ const (
 	roomPatience = 250 * time.Millisecond
 	// busyFor is for how long after that nobody else waits there, while others have room.
 	busyFor = 100 * time.Millisecond
+	// cancelPatience is for how long a connection has the end of a statement awaited that was
+	// cancelled. A commit cannot be, and takes that long at times, when the disk is behind.
+	cancelPatience = 2 * time.Second
 )
 
 // NewPools opens n pools that have config.MaxConns connections together; n is at most that.
@@ -64,6 +69,9 @@ const (
 //   - MaxConnLifetime gets a jitter of a quarter if there was none: a connection that ends
 //     gives back what it has kept of tenants that are gone or were guests, and they should
 //     not all begin anew at once.
+//   - BuildContextWatcherHandler is one that has the server cancel a statement whose context
+//     has ended, and closes the connection only when that has not helped after 2 seconds: a
+//     new one has everything to learn again. By default pgx closes it at once.
 //
 // A statement whose home has no connection free for 20 ms, because a tenant's table is
 // locked say, goes to another pool that has one. [Store.Transactional] goes there at once, so
@@ -102,6 +110,9 @@ func share(config *pgxpool.Config, i, n int) *pgxpool.Config {
 	}
 	if config.MaxConnLifetimeJitter == 0 {
 		config.MaxConnLifetimeJitter = config.MaxConnLifetime / 4
+	}
+	config.ConnConfig.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
+		return &pgconn.CancelRequestContextWatcherHandler{Conn: conn, DeadlineDelay: cancelPatience}
 	}
 	config.ConnConfig.StatementCacheCapacity = max(config.ConnConfig.StatementCacheCapacity, DefaultStatementCache)
 	return config
