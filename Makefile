@@ -77,6 +77,7 @@ generate: $(BIN)/sqlc ## Generate internal/db from queries and migrations
 verify: $(BIN)/sqlc $(BIN)/goose ## Check that generated code, migrations, go.mod and format are current
 	$(BIN)/sqlc diff
 	$(BIN)/goose -dir migrations/tenant validate
+	$(BIN)/goose -dir migrations/control validate
 	@ugly=$$(gofmt -l .) && test -z "$$ugly" || { echo "not gofmt-ed: $$ugly"; exit 1; }
 	$(GO) mod tidy -diff
 	$(GO) mod verify

@@ -24,10 +24,20 @@ var files embed.FS
 // FS returns the goose migrations of a tenant's schema, for tools of your own.
 // Their statements are unqualified: run them with search_path set to the schema
 // alone.
-func FS() fs.FS {
-	sub, err := fs.Sub(files, "tenant")
+func FS() fs.FS { return tenantSet.files }
+
+// set is a set of migrations with the name of the table that keeps their versions.
+type set struct {
+	files    fs.FS
+	versions string
+}
+
+var tenantSet = set{files: sub(files, "tenant"), versions: VersionTable}
+
+func sub(files fs.FS, dir string) fs.FS {
+	sub, err := fs.Sub(files, dir)
 	if err != nil {
-		panic(err) // the path is a constant, and embedded above
+		panic(err) // the path is a constant, and embedded
 	}
 	return sub
 }
@@ -68,14 +78,14 @@ func Up(ctx context.Context, databaseURL string, schemas ...tenancy.Schema) erro
 			errs = append(errs, fmt.Errorf("migrations: schema %s not reached: %w", schema, ctx.Err()))
 			break
 		}
-		if err := up(ctx, cfg, schema); err != nil {
+		if err := up(ctx, cfg, schema, tenantSet); err != nil {
 			errs = append(errs, fmt.Errorf("migrations: schema %s: %w", schema, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func up(ctx context.Context, cfg *pgx.ConnConfig, schema tenancy.Schema) (err error) {
+func up(ctx context.Context, cfg *pgx.ConnConfig, schema tenancy.Schema, migrations set) (err error) {
 	if schema.IsZero() {
 		return errors.New("the zero Schema names none; make one with tenancy.ParseSchema or a Directory")
 	}
@@ -98,8 +108,8 @@ func up(ctx context.Context, cfg *pgx.ConnConfig, schema tenancy.Schema) (err er
 	if err != nil {
 		return err
 	}
-	provider, err := goose.NewProvider(goose.DialectPostgres, conn, FS(),
-		goose.WithTableName(VersionTable),
+	provider, err := goose.NewProvider(goose.DialectPostgres, conn, migrations.files,
+		goose.WithTableName(migrations.versions),
 		goose.WithSessionLocker(sessionLock{locker}),
 		goose.WithDisableGlobalRegistry(true),
 	)

@@ -1,0 +1,2 @@
+// Package registry is a directory of tenants in PostgreSQL.
+package registry
