@@ -36,9 +36,10 @@ type Outcome = Decision
 // [ErrKeyReused] under another fingerprint, [ErrInterrupted], [ErrNotKept] for a result
 // over [WithMaxResponseBytes], [ErrStoreUnavailable], [ErrLeaseLost], [ErrNotCommitted],
 // [ErrNoOutcome] when ctx ended first, [ErrOrgMissing] for the nil UUID,
-// [tenancy.ErrUnknownTenant], [ErrKeyInvalid]. A message that met [ErrInFlight],
-// [ErrStoreUnavailable], [ErrLeaseLost], [ErrNotCommitted] or [ErrNoOutcome] is to be
-// delivered again.
+// [tenancy.ErrUnknownTenant], [tenancy.ErrSuspendedTenant], [ErrKeyInvalid]. A message that
+// met [ErrInFlight], [ErrStoreUnavailable], [ErrLeaseLost], [ErrNotCommitted] or
+// [ErrNoOutcome] is to be delivered again; one that met [tenancy.ErrSuspendedTenant], once
+// the tenant is served again.
 // The Outcome tells in any case what happened; [DecisionCompleteFailed] comes with the
 // result and no error: fn ran, and a later call may run it again.
 //

@@ -35,6 +35,7 @@
 //	a key, but no tenant in the context          passes through, and is reported              NoOrgPassesThrough
 //	the same, with WithRequireOrg                401                                          RequiredOrg
 //	a tenant that the store does not know        403                                          UnknownTenant
+//	a tenant that is not served at present       403 of its own                               SuspendedTenant
 //
 // Keys and requests:
 //

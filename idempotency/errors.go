@@ -52,7 +52,7 @@ var (
 
 // The reasons for which [Require] answers a request itself. The error that it
 // hands to [WithErrorHandler] is a [*Problem] that wraps one of them, or
-// [ErrLeaseLost], or [tenancy.ErrUnknownTenant].
+// [ErrLeaseLost], [tenancy.ErrUnknownTenant] or [tenancy.ErrSuspendedTenant].
 var (
 	// ErrKeyMissing means that a route of [WithRequireKey] was called without a key.
 	ErrKeyMissing = errors.New("idempotency: key missing")

@@ -58,6 +58,8 @@ const (
 	DecisionMissingOrg Decision = "missing_org"
 	// DecisionUnknownTenant means refused: the tenant has no place in the store.
 	DecisionUnknownTenant Decision = "unknown_tenant"
+	// DecisionSuspendedTenant means refused: the tenant is not served at present.
+	DecisionSuspendedTenant Decision = "suspended_tenant"
 	// DecisionStoreError means refused: the store could not be asked, and the
 	// handler did not run.
 	DecisionStoreError Decision = "store_error"
@@ -131,7 +133,7 @@ func (d Decision) level() slog.Level {
 	switch d {
 	case DecisionInterrupted, DecisionBypassedNoOrg, DecisionRanUnprotected, DecisionCompleteFailed, DecisionLeaseLost:
 		return slog.LevelError
-	case DecisionPanicked, DecisionNoOutcome, DecisionRolledBack, DecisionStoreError, DecisionReleaseFailed, DecisionUnknownTenant, DecisionAborted:
+	case DecisionPanicked, DecisionNoOutcome, DecisionRolledBack, DecisionStoreError, DecisionReleaseFailed, DecisionUnknownTenant, DecisionSuspendedTenant, DecisionAborted:
 		return slog.LevelWarn
 	default:
 		return slog.LevelDebug

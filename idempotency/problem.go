@@ -135,6 +135,10 @@ var problems = []struct {
 		Type: noDescription, Title: http.StatusText(http.StatusForbidden), Status: http.StatusForbidden, Code: "unknown_tenant", Retry: RetryCorrected,
 		Detail: "The organisation of these credentials is not set up here. Ask the operator of this service to do so.",
 	}, DecisionUnknownTenant},
+	{tenancy.ErrSuspendedTenant, Problem{
+		Type: noDescription, Title: http.StatusText(http.StatusForbidden), Status: http.StatusForbidden, Code: "suspended_tenant", Retry: RetrySameKey,
+		Detail: "The organisation of these credentials is not served at present. Once it is, repeat the request unchanged, with the same key; the operator of this service can say when.",
+	}, DecisionSuspendedTenant},
 	{ErrRequestTooLarge, Problem{
 		Type: noDescription, Title: http.StatusText(http.StatusRequestEntityTooLarge), Status: http.StatusRequestEntityTooLarge, Code: "request_too_large", Retry: RetryCorrected,
 		Detail: "The body is larger than requests with an Idempotency-Key may be. Send a smaller one.",

@@ -301,7 +301,19 @@ func (c storeCalls) persistPatiently(patience time.Duration, tries int, step fun
 // may pass.
 func isFinal(err error) bool {
 	return errors.Is(err, ErrLeaseLost) || errors.Is(err, ErrRolledBack) || errors.Is(err, ErrStoreRefused) ||
-		errors.Is(err, tenancy.ErrUnknownTenant)
+		notServed(err) != nil
+}
+
+// notServed returns the reason why the tenant is not served, if that is what an error of
+// the store says.
+func notServed(err error) error {
+	switch {
+	case errors.Is(err, tenancy.ErrUnknownTenant):
+		return tenancy.ErrUnknownTenant
+	case errors.Is(err, tenancy.ErrSuspendedTenant):
+		return tenancy.ErrSuspendedTenant
+	}
+	return nil
 }
 
 // serveClaiming claims the key and serves the request by what came of that: once,
@@ -324,7 +336,7 @@ func (x *exchange) serveOnce(body []byte, req *ClaimRequest) (again bool) {
 	}
 	if err == nil && result.Outcome == OutcomeInFlight && x.wait > 0 && x.recovery == nil {
 		result, asked, err = x.await(req)
-		if err != nil && !errors.Is(err, tenancy.ErrUnknownTenant) {
+		if err != nil && notServed(err) == nil {
 			x.refuse(ErrStoreUnavailable, err) // not even WithFailOpen runs beside an attempt in flight
 			return false
 		}
@@ -386,9 +398,10 @@ func (x *exchange) claim(req *ClaimRequest, asked time.Time) (result ClaimResult
 
 // serveUnclaimed serves a request for which the store could not be asked.
 func (x *exchange) serveUnclaimed(body []byte, err error) {
+	reason := notServed(err)
 	switch {
-	case errors.Is(err, tenancy.ErrUnknownTenant):
-		x.refuse(tenancy.ErrUnknownTenant, err)
+	case reason != nil:
+		x.refuse(reason, err)
 	case x.failOpen && !isFinal(err) && x.recovery == nil:
 		x.event.Decision, x.event.Err = DecisionRanUnprotected, err
 		unread := new(bodyReader)

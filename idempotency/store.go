@@ -48,7 +48,9 @@ type Store interface {
 //
 // An error other than those named below is a passing fault of the store, after
 // which the call may or may not have taken effect. An error that wraps
-// [tenancy.ErrUnknownTenant] says that the tenant has no place in the store.
+// [tenancy.ErrUnknownTenant] says that the tenant has no place in the store, and one that
+// wraps [tenancy.ErrSuspendedTenant] that it is not served at present. A store that says the
+// latter of a claim completes, releases and extends what was claimed before all the same.
 type LeaseStore interface {
 	Store
 

@@ -248,6 +248,7 @@ var leaseContract = []leaseTest{
 
 	// A store that is down, or says no
 	{"UnknownTenant", testUnknownTenant},
+	{"SuspendedTenant", testSuspendedTenant},
 	{"StoreRefuses", testStoreRefuses},
 	{"StoreDownAtClaim", testStoreDownAtClaim},
 	{"FailOpen", testFailOpen},

@@ -111,7 +111,8 @@ func testClaimAnswerLost(t *testing.T, f *leaseFixture) {
 		"once":                     {[]error{errBroken}, 201},
 		"twice":                    {[]error{errBroken, errBroken}, 503},
 		"once, and then refused":   {[]error{errBroken, idempotency.ErrStoreRefused}, 503},
-		"once, and then suspended": {[]error{errBroken, tenancy.ErrUnknownTenant}, 403},
+		"once, and then unknown":   {[]error{errBroken, tenancy.ErrUnknownTenant}, 403},
+		"once, and then suspended": {[]error{errBroken, tenancy.ErrSuspendedTenant}, 403},
 	} {
 		tries := 0
 		store := &faultyStore{LeaseStore: f.leases, claim: func(_ context.Context, real func() (idempotency.ClaimResult, error)) (idempotency.ClaimResult, error) {
@@ -165,13 +166,40 @@ func testStoreRefuses(t *testing.T, f *leaseFixture) {
 }
 
 func testUnknownTenant(t *testing.T, f *leaseFixture) {
+	f.wantRefused(t, tenancy.ErrUnknownTenant, "unknown_tenant", idempotency.DecisionUnknownTenant)
+}
+
+func testSuspendedTenant(t *testing.T, f *leaseFixture) {
+	f.wantRefused(t, tenancy.ErrSuspendedTenant, "suspended_tenant", idempotency.DecisionSuspendedTenant)
+}
+
+// wantRefused checks that a tenant of which the store gives the reason gets a 403 with the
+// code: the store is not down, whether the request was to wait, or to run in spite of that.
+func (f *leaseFixture) wantRefused(t *testing.T, reason error, code string, decision idempotency.Decision) {
+	t.Helper()
+	claims := 0
 	store := &faultyStore{LeaseStore: f.leases, claim: func(context.Context, func() (idempotency.ClaimResult, error)) (idempotency.ClaimResult, error) {
-		return idempotency.ClaimResult{}, fmt.Errorf("no schema: %w", tenancy.ErrUnknownTenant)
+		claims++
+		return idempotency.ClaimResult{}, fmt.Errorf("no schema: %w", reason)
 	}}
-	for _, opts := range [][]idempotency.Option{nil, {idempotency.WithFailOpen()}} { // unknown is not down
+	for _, opts := range [][]idempotency.Option{nil, {idempotency.WithFailOpen()}, {idempotency.WithWait(time.Second)}} {
+		claims = 0
 		s := f.serveOver(t, store, create(), opts...)
-		s.do(t, call{key: "k"}).wantProblem(t, http.StatusForbidden, "unknown_tenant")
+		s.do(t, call{key: "k"}).wantProblem(t, http.StatusForbidden, code)
 		s.wantRuns(t, 0)
-		s.wantDecisions(t, idempotency.DecisionUnknownTenant)
+		s.wantDecisions(t, decision)
+		if claims != 1 {
+			t.Errorf("%d claims; want one, for that was an answer", claims)
+		}
 	}
+	store.claim = func(context.Context, func() (idempotency.ClaimResult, error)) (idempotency.ClaimResult, error) {
+		if claims++; claims == 1 {
+			return idempotency.ClaimResult{Outcome: idempotency.OutcomeInFlight}, nil
+		}
+		return idempotency.ClaimResult{}, fmt.Errorf("no schema: %w", reason)
+	}
+	claims = 0
+	s := f.serveOver(t, store, create(), idempotency.WithWait(time.Minute)) // it happens while the request waits
+	s.do(t, call{key: "k"}).wantProblem(t, http.StatusForbidden, code)
+	s.wantDecisions(t, decision)
 }

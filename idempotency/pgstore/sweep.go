@@ -200,7 +200,7 @@ func (s *sweep) run(ctx context.Context, d due, row db.PickRequestsRow) {
 		s.logger.LogAttrs(ctx, slog.LevelInfo, "pgidem completer: a request whose process had died is completed", about...)
 	case idempotency.DecisionInFlight, idempotency.DecisionNotInterrupted, idempotency.DecisionMismatch, idempotency.DecisionClientLeft:
 		s.giveBack(ctx, d, row, s.pause)
-	case idempotency.DecisionStoreError, idempotency.DecisionUnknownTenant, idempotency.DecisionNotRecoverable:
+	case idempotency.DecisionStoreError, idempotency.DecisionUnknownTenant, idempotency.DecisionSuspendedTenant, idempotency.DecisionNotRecoverable:
 		s.giveBack(ctx, d, row, s.pause)
 		s.logger.LogAttrs(ctx, slog.LevelWarn, "pgidem completer: an interrupted request could not be run again; it will be tried again", about...)
 	default:

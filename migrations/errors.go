@@ -1,0 +1,64 @@
+package migrations
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+var (
+	// ErrBusy is in the error of a tenant that could not be migrated because its tables were
+	// locked by others, or because another run held it, each time that it was tried.
+	ErrBusy = errors.New("busy")
+
+	// ErrFailed is returned by [All] if it came to the end and a tenant failed.
+	ErrFailed = errors.New("not all tenants were migrated")
+)
+
+// errHeld is how a worker finds a schema that another run has in its hands.
+var errHeld = errors.New("another run holds the schema")
+
+// lostError is that of a connection that broke, so that nobody knows how its last statement
+// ended.
+type lostError struct{ error }
+
+func (e lostError) Unwrap() error { return e.error }
+
+func lost(err error) bool {
+	var e lostError
+	return errors.As(err, &e)
+}
+
+// passing reports whether an error may be gone when the tenant is tried again.
+func passing(err error) bool {
+	var pgErr *pgconn.PgError
+	if errors.Is(err, errHeld) || lost(err) {
+		return true
+	}
+	if !errors.As(err, &pgErr) {
+		return false
+	}
+	switch pgErr.Code {
+	case "55P03", // lock_not_available: the lock timeout
+		"55006", // object_in_use
+		"40001", // serialization_failure
+		"40P01", // deadlock_detected
+		"42P06", // duplicate_schema: somebody made it at the same moment
+		"23505", // unique_violation, in the catalog: likewise
+		"53300", // too_many_connections
+		"57P01", // admin_shutdown
+		"57P02", // crash_shutdown
+		"57P03": // cannot_connect_now
+		return true
+	}
+	return strings.HasPrefix(pgErr.Code, "08") // of the connection
+}
+
+func sqlState(err error) string {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return pgErr.Code
+	}
+	return ""
+}

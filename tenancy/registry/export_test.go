@@ -1,0 +1,23 @@
+package registry
+
+import "time"
+
+// WithPulse sets after how long a silent connection is asked for a sign of life.
+func WithPulse(d time.Duration) Option {
+	return func(r *Registry) error { r.pulse = d; return nil }
+}
+
+// WithLookupTimeout sets how long a lookup may take.
+func WithLookupTimeout(d time.Duration) Option {
+	return func(r *Registry) error { r.timeout = d; return nil }
+}
+
+// Cached returns how many tenants are cached, and how many org_ids as unknown.
+func (r *Registry) Cached() (known, unknown int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.known.len, r.unknown.len
+}
+
+// UnknownSize is how many org_ids are remembered as unknown.
+const UnknownSize = unknownSize
