@@ -74,7 +74,7 @@ func (a *app) root() *cobra.Command {
 	flags.BoolFunc("json", "print JSON on standard output, and nothing else there", cli.Boolean(&a.json))
 
 	for _, verb := range []*cobra.Command{
-		a.initVerb(), a.listVerb(), a.inspectVerb(), a.releaseVerb(), a.suspendVerb(), a.resumeVerb(), a.completionVerb(),
+		a.initVerb(), a.listVerb(), a.inspectVerb(), a.releaseVerb(), a.suspendVerb(), a.resumeVerb(), a.migrateVerb(), a.statusVerb(), a.completionVerb(),
 	} {
 		verb.Flags().SortFlags = false
 		root.AddCommand(verb)
@@ -175,30 +175,16 @@ func (a *app) addServers(list string) error {
 	return nil
 }
 
-// serverURL returns the URL of a cluster, known to be readable.
-func (a *app) serverURL(cluster string) (string, error) {
+// database says how to connect to the server of a cluster.
+func (a *app) database(cluster string) (cli.Database, error) {
 	databaseURL := a.databaseURL
 	if cluster != "" {
 		var ok bool
 		if databaseURL, ok = a.servers[cluster]; !ok {
-			return "", usagef("no server for cluster %q, which the registry names: give --server %s=URL or IDEM_TENANTS_SERVER", cluster, cluster)
+			return cli.Database{}, usagef("no server for cluster %q, which the registry names: give --server %s=URL or IDEM_TENANTS_SERVER", cluster, cluster)
 		}
 	}
-	if _, err := a.poolConfig(cluster, databaseURL); err != nil {
-		return "", err
-	}
-	return databaseURL, nil
-}
-
-func (a *app) poolConfig(cluster, databaseURL string) (*pgxpool.Config, error) {
-	config, err := cli.Database{URL: databaseURL, Application: program, Connections: maxConnections}.PoolConfig()
-	if err != nil && cluster != "" {
-		err = fmt.Errorf("--server %s: %w", cluster, err)
-	}
-	if err != nil {
-		return nil, exitError{cli.ExitUsage, err}
-	}
-	return config, nil
+	return cli.Database{URL: databaseURL, Application: program, Connections: maxConnections}, nil
 }
 
 const maxConnections = 4
@@ -208,13 +194,16 @@ func (a *app) pool(ctx context.Context, cluster string) (*pgxpool.Pool, error) {
 	if pool, ok := a.pools[cluster]; ok {
 		return pool, nil
 	}
-	databaseURL, err := a.serverURL(cluster)
+	database, err := a.database(cluster)
 	if err != nil {
 		return nil, err
 	}
-	config, err := a.poolConfig(cluster, databaseURL)
+	config, err := database.PoolConfig()
+	if err != nil && cluster != "" {
+		err = fmt.Errorf("--server %s: %w", cluster, err)
+	}
 	if err != nil {
-		return nil, err
+		return nil, exitError{cli.ExitUsage, err}
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {

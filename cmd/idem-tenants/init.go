@@ -29,7 +29,11 @@ With --json it prints one object.`,
 			if _, err := a.pool(ctx, ""); err != nil { // which tells what cannot be reached
 				return err
 			}
-			if err := migrations.UpControl(ctx, a.databaseURL, schema); err != nil {
+			database, err := a.database("")
+			if err != nil {
+				return err
+			}
+			if err := migrations.UpControl(ctx, database.DirectURL(), schema); err != nil {
 				return err
 			}
 			if a.json {

@@ -157,3 +157,32 @@ func TestInterruptedQuestion(t *testing.T) {
 		t.Error("suspended without having been confirmed")
 	}
 }
+
+func TestMigrateBarOnATerminal(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	for range 3 {
+		f.behind(t)
+	}
+	for _, test := range []struct {
+		term string
+		args []string
+		bar  bool
+	}{
+		{"xterm", []string{"--dry-run"}, true},
+		{"dumb", []string{"--dry-run"}, false},
+		{"xterm", []string{"--dry-run", "--quiet"}, false},
+		{"xterm", []string{"--dry-run", "--json"}, false},
+		{"xterm", nil, true},
+	} {
+		env := f.onTerminal()
+		env["TERM"] = test.term
+		r := openTerminal(t).run(t, env, "", append([]string{"migrate"}, test.args...)...).expect(t, cli.ExitOK)
+		if bar := strings.Contains(r.stdout, "[2K") && strings.Contains(r.stdout, "0/3"); bar != test.bar {
+			t.Errorf("%+v: bar %t: %q", test, bar, r.stdout)
+		}
+		if test.bar && !strings.Contains(r.stdout, "up to date        0") {
+			t.Errorf("no table: %q", r.stdout)
+		}
+	}
+}

@@ -131,3 +131,39 @@ func SQLState(err error) string {
 	}
 	return ""
 }
+
+// DirectURL returns the URL with the application's name and the timeout of connecting in
+// it, for what connects by itself. Call PoolConfig before, which finds out whether it can be
+// read.
+func (d Database) DirectURL() string {
+	given, err := pgx.ParseConfig(d.URL)
+	if err != nil {
+		return d.URL
+	}
+	add := make(map[string]string)
+	if given.RuntimeParams["application_name"] == "" {
+		add["application_name"] = d.Application
+	}
+	if given.ConnectTimeout == 0 {
+		add["connect_timeout"] = strconv.Itoa(int(ConnectTimeout.Seconds()))
+	}
+	u, err := url.Parse(d.URL)
+	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
+		text := []string{d.URL}
+		for name, value := range add {
+			text = append(text, name+"="+value)
+		}
+		return strings.Join(text, " ")
+	}
+	query := u.Query()
+	for name, value := range add {
+		query.Set(name, value)
+	}
+	for name := range query {
+		if strings.HasPrefix(name, "pool_") { // of pgxpool, and refused by the server
+			query.Del(name)
+		}
+	}
+	u.RawQuery = query.Encode()
+	return u.String()
+}
