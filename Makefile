@@ -5,6 +5,7 @@ ARGS      ?=
 COUNT     ?= 6
 FUZZTIME  ?= 1m
 KILLS     ?= 500
+TENANTS   ?= 1000
 # Tests that build the standard library anew, which takes longer than all others in chaos.
 SLOWCLOCKS := TestWrongClocks|TestClocksHoursApart
 BIN       := $(CURDIR)/.bin
@@ -17,7 +18,7 @@ GOOSETAGS := no_ydb no_clickhouse no_mssql no_mysql no_sqlite3 no_vertica no_lib
 
 .PHONY: help
 help: ## Show this help
-	@awk 'BEGIN {FS = ":.*## "} /^[a-zA-Z_-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-zA-Z_-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: ## Show the main job on a throw-away PostgreSQL (ARGS=--serve leaves it running)
@@ -64,6 +65,14 @@ fuzz: ## Run each fuzz target for FUZZTIME (default 1m)
 bench: $(BIN)/benchstat ## Compare with a bare handler and with peers, as ratios within one run (COUNT=6 rounds)
 	cd bench && $(GO) test -run='^$$' -bench=. -benchmem -count=$(COUNT) . > $(BIN)/bench.txt || (cat $(BIN)/bench.txt; exit 1)
 	@$(BIN)/benchstat -col /impl -row /work $(BIN)/bench.txt
+
+.PHONY: bench-migrations
+bench-migrations: ## Measure how long TENANTS (default 1000) take to be made, migrated and compared
+	PGIDEM_SCALE_TENANTS=$(TENANTS) $(GO) test -run='^TestScale$$' -v -count=1 -timeout=60m ./migrations
+
+.PHONY: kill-migrations
+kill-migrations: ## Kill migrations of many tenants KILLS times (default 500) and run them again
+	PGIDEM_MIGRATION_KILLS=$(KILLS) $(GO) test -run='^TestKilledRuns$$' -v -count=1 -timeout=60m ./migrations
 
 .PHONY: pgload
 pgload: ## Compare over HTTP with pgbench's least work (ARGS='-work first,replay'; needs pgbench)

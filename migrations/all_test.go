@@ -510,6 +510,21 @@ func TestAllStopsWithItsContext(t *testing.T) {
 	intact(t, pool, schemas, latest)
 }
 
+func TestExistingOnly(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	schemas := tenants(t, 4)
+	all(t, pool, schemas[:2], migrations.WithFS(upTo(t, 2)))
+	run(t, pool, `CREATE SCHEMA `+schemas[2].Quoted())
+	report, err := migrations.All(t.Context(), pool.Config().ConnString(), migrations.Schemas(schemas...), migrations.WithExistingOnly())
+	want(t, report, migrations.Report{Total: 4, Migrated: 2, Failed: 2})
+	for _, r := range report.Failures {
+		if !errors.Is(err, migrations.ErrAbsent) || !errors.Is(r.Err, migrations.ErrAbsent) || r.Tries != 1 {
+			t.Errorf("%+v, %v", r, err)
+		}
+	}
+}
+
 func TestProgress(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.NewPool(t)

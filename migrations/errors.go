@@ -12,6 +12,10 @@ var (
 	// locked by others, or because another run held it, each time that it was tried.
 	ErrBusy = errors.New("busy")
 
+	// ErrAbsent is in the error of a tenant whose schema is missing, or empty, under
+	// [WithExistingOnly].
+	ErrAbsent = errors.New("the schema is missing or empty")
+
 	// ErrFailed is returned by [All] if it came to the end and a tenant failed.
 	ErrFailed = errors.New("not all tenants were migrated")
 )

@@ -133,6 +133,9 @@ func (r *runner) advance(ctx context.Context, conn *pgx.Conn, result *Result) (d
 		return false, err
 	}
 	if !now.table {
+		if r.existingOnly {
+			return false, ErrAbsent
+		}
 		result.Outcome = Created
 		if !r.dryRun {
 			if _, err := send(ctx, conn, r.template(result.Target, now.exists)+"COMMIT"); err != nil {

@@ -18,6 +18,7 @@ type config struct {
 	statementTimeout time.Duration
 	reconnect        time.Duration
 	dryRun           bool
+	existingOnly     bool
 	versionsOnly     bool
 	onResult         func(Result)
 	onProgress       func(Progress)
@@ -86,6 +87,11 @@ func WithTries(n int, pause time.Duration) Option {
 // WithDryRun reports what would be done, and does nothing. Tenants are neither locked nor
 // waited for.
 func WithDryRun() Option { return func(c *config) { c.dryRun = true } }
+
+// WithExistingOnly has a schema that is missing, or empty, fail with [ErrAbsent] instead of being
+// made. It is for tenants that are known to have one: an empty schema in the place of one
+// that was lost would run requests again that had been answered.
+func WithExistingOnly() Option { return func(c *config) { c.existingOnly = true } }
 
 // WithResult has fn called as each tenant ends, one at a time, so that a caller can write
 // down its version. The workers wait for it.

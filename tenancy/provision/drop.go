@@ -1,0 +1,223 @@
+package provision
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgidem/pgidem/migrations"
+	"github.com/pgidem/pgidem/tenancy"
+	"github.com/pgidem/pgidem/tenancy/registry"
+)
+
+// Suspend has the tenant no longer served. What is under way may come to its end. A tenant
+// that is suspended already stays so; the error wraps registry.ErrState for one that is
+// neither that nor active, and tenancy.ErrUnknownTenant for none.
+func (p *Provisioner) Suspend(ctx context.Context, orgID uuid.UUID) (registry.Tenant, error) {
+	return p.tenants.SetState(ctx, orgID, registry.Suspended, registry.Active, registry.Suspended)
+}
+
+// Resume has a suspended tenant served again, with errors as those of Suspend.
+func (p *Provisioner) Resume(ctx context.Context, orgID uuid.UUID) (registry.Tenant, error) {
+	return p.tenants.SetState(ctx, orgID, registry.Active, registry.Suspended, registry.Active)
+}
+
+// DropOption changes what [Provisioner.Drop] does.
+type DropOption func(*dropping)
+
+type dropping struct{ foreign bool }
+
+// WithForeign has Drop also drop what is in the tenant's schema and not of this library: the
+// service's own tables, say. What lies in other schemas is never dropped; if it depends on
+// something in this one, Drop fails and says so.
+func WithForeign() DropOption { return func(d *dropping) { d.foreign = true } }
+
+// Drop takes a suspended tenant away for good: its tables one by one, each in a short
+// transaction of its own, then the schema, its role, and last its entry in the registry.
+// Nothing waits for a lock for long, and no other tenant is touched. Confirm must be the name
+// of the schema or the org_id.
+//
+// It may be run again wherever it was cut off; from its first step on the tenant is deleting
+// and cannot be resumed. A tenant that is not registered is gone: the error wraps
+// tenancy.ErrUnknownTenant. The error wraps [ErrNotConfirmed], [ErrState] for a tenant that is
+// not suspended, or [ErrBusy], and is a [*ForeignError] if there is something in the schema that
+// is not this library's and WithForeign was not given; nothing has been dropped then.
+func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string, opts ...DropOption) error {
+	var d dropping
+	for _, opt := range opts {
+		opt(&d)
+	}
+	tenant, err := p.tenants.Tenant(ctx, orgID)
+	if err != nil {
+		return fmt.Errorf("provision: %w", err)
+	}
+	if confirm != tenant.Schema.String() && confirm != orgID.String() {
+		return fmt.Errorf("%w: %q is neither the schema of org %s nor its org_id", ErrNotConfirmed, confirm, orgID)
+	}
+	if tenant.State != registry.Suspended && tenant.State != registry.Deleting {
+		return fmt.Errorf("%w: org %s is %s; suspend it first", ErrState, orgID, tenant.State)
+	}
+	pool, err := p.pool(tenant.Cluster)
+	if err != nil {
+		return err
+	}
+	objects, err := contents(ctx, pool, tenant.Schema)
+	if err != nil {
+		return fmt.Errorf("provision: look into schema %s: %w", tenant.Schema, err)
+	}
+	if foreign := notOurs(objects); len(foreign) > 0 && !d.foreign {
+		return &ForeignError{Schema: tenant.Schema, Objects: foreign}
+	}
+	if _, err := p.tenants.SetState(ctx, orgID, registry.Deleting, registry.Suspended, registry.Deleting); err != nil {
+		return fmt.Errorf("provision: %w", err)
+	}
+	if err := p.step("deleting"); err != nil {
+		return err
+	}
+	if err := p.empty(ctx, pool, tenant.Schema, objects); err != nil {
+		return fmt.Errorf("provision: drop schema %s: %w", tenant.Schema, err)
+	}
+	if err := p.tenants.Remove(ctx, orgID, registry.Deleting); err != nil && !errors.Is(err, tenancy.ErrUnknownTenant) {
+		return fmt.Errorf("provision: %w", err)
+	}
+	return p.step("removed")
+}
+
+// object is something in a schema, by what drops it.
+type object struct {
+	kind, name string // as DROP takes them, qualified and quoted
+	ours       bool
+}
+
+// contents lists what is in a schema and does not belong to something else in it.
+func contents(ctx context.Context, pool *pgxpool.Pool, schema tenancy.Schema) ([]object, error) {
+	rows, err := pool.Query(ctx, `
+		SELECT 'ALTER TABLE ' || c.oid::regclass || ' DROP CONSTRAINT IF EXISTS', pg_catalog.quote_ident(k.conname), false, 0
+		FROM pg_catalog.pg_constraint AS k JOIN pg_catalog.pg_class AS c ON c.oid = k.conrelid
+		JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+		WHERE n.nspname = $1 AND k.contype = 'f' AND k.conparentid = 0
+		UNION ALL
+		SELECT CASE c.relkind WHEN 'v' THEN 'DROP VIEW IF EXISTS' WHEN 'm' THEN 'DROP MATERIALIZED VIEW IF EXISTS'
+			WHEN 'S' THEN 'DROP SEQUENCE IF EXISTS' WHEN 'f' THEN 'DROP FOREIGN TABLE IF EXISTS' WHEN 'c' THEN 'DROP TYPE IF EXISTS' ELSE 'DROP TABLE IF EXISTS' END,
+			pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname), c.relname = ANY ($2::text[]) AND c.relkind = 'r', 1
+		FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+		WHERE n.nspname = $1 AND c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f', 'c') AND NOT c.relispartition
+			AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i', 'e') AND d.refclassid = 'pg_catalog.pg_class'::regclass)
+		UNION ALL
+		SELECT 'DROP ROUTINE IF EXISTS', pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(f.proname) || '(' || pg_catalog.pg_get_function_identity_arguments(f.oid) || ')', false, 2
+		FROM pg_catalog.pg_proc AS f JOIN pg_catalog.pg_namespace AS n ON n.oid = f.pronamespace
+		WHERE n.nspname = $1 AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d WHERE d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = f.oid AND d.deptype IN ('i', 'e'))
+		UNION ALL
+		SELECT CASE y.typtype WHEN 'd' THEN 'DROP DOMAIN IF EXISTS' ELSE 'DROP TYPE IF EXISTS' END, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(y.typname), false, 3
+		FROM pg_catalog.pg_type AS y JOIN pg_catalog.pg_namespace AS n ON n.oid = y.typnamespace
+		WHERE n.nspname = $1 AND y.typtype IN ('e', 'd', 'r', 'b') AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d WHERE d.classid = 'pg_catalog.pg_type'::regclass AND d.objid = y.oid AND d.deptype IN ('i', 'e', 'a') AND d.refclassid <> 'pg_catalog.pg_namespace'::regclass)
+		ORDER BY 4, 1, 2`, schema.String(), migrations.Tables())
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (o object, err error) {
+		var order int
+		return o, row.Scan(&o.kind, &o.name, &o.ours, &order)
+	})
+}
+
+// notOurs names what of the objects is another's. A foreign key is its table's.
+func notOurs(objects []object) []string {
+	var names []string
+	for _, o := range objects {
+		if kind, ok := strings.CutPrefix(o.kind, "DROP "); ok && !o.ours {
+			names = append(names, strings.ToLower(strings.TrimSuffix(kind, " IF EXISTS"))+" "+o.name)
+		}
+	}
+	return names
+}
+
+// empty drops the objects, the schema and the role. What another depends on is dropped after
+// that, so it goes round until nothing is left, or nothing more can be dropped.
+func (p *Provisioner) empty(ctx context.Context, pool *pgxpool.Pool, schema tenancy.Schema, objects []object) error {
+	for len(objects) > 0 {
+		var held []object
+		var last error
+		for _, o := range objects {
+			err := p.alone(ctx, pool, schema, o.kind+" "+o.name)
+			if code(err) == "2BP01" { // dependent_objects_still_exist
+				held, last = append(held, o), err
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("%s: %w", o.name, err)
+			}
+			if err := p.step(o.name); err != nil {
+				return err
+			}
+		}
+		if len(held) == len(objects) {
+			return fmt.Errorf("others depend on %s: %w", held[0].name, last)
+		}
+		objects = slices.Clip(held)
+	}
+	if err := p.alone(ctx, pool, schema, `DROP SCHEMA IF EXISTS `+schema.Quoted()); err != nil {
+		var pgErr *pgconn.PgError
+		if errors.As(err, &pgErr) && pgErr.Detail != "" {
+			return fmt.Errorf("%w: %s", err, pgErr.Detail)
+		}
+		return err
+	}
+	if err := p.step("schema"); err != nil {
+		return err
+	}
+	if !p.tenantRoles {
+		return nil
+	}
+	if err := p.alone(ctx, pool, schema, `DROP ROLE IF EXISTS `+schema.Quoted()); err != nil {
+		return fmt.Errorf("its role: %w", err)
+	}
+	return p.step("role")
+}
+
+// alone runs a statement in a transaction of its own that waits for no lock for long, and
+// tries again while others are in the way.
+func (p *Provisioner) alone(ctx context.Context, pool *pgxpool.Pool, schema tenancy.Schema, sql string) error {
+	for try := 1; ; try++ {
+		err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = %d`, p.lockTimeout.Milliseconds()))
+			if err != nil {
+				return err
+			}
+			if _, err := tx.Exec(ctx, `SELECT pg_catalog.pg_advisory_xact_lock($1)`, lockID(schema)); err != nil {
+				return err
+			}
+			_, err = tx.Exec(ctx, sql)
+			return err
+		})
+		switch code(err) {
+		case "55P03", "40P01": // lock_not_available, deadlock_detected
+		default:
+			return err
+		}
+		if try == p.tries {
+			return fmt.Errorf("%w: drop again later: %w", ErrBusy, err)
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(err, ctx.Err())
+		case <-time.After(p.pause):
+		}
+	}
+}
+
+func code(err error) string {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return pgErr.Code
+	}
+	return ""
+}

@@ -1,0 +1,373 @@
+package provision
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"iter"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgidem/pgidem/migrations"
+	"github.com/pgidem/pgidem/tenancy"
+	"github.com/pgidem/pgidem/tenancy/registry"
+)
+
+// Provisioner makes tenants and takes them away. It is safe for concurrent use, also by
+// several processes for the same tenant.
+type Provisioner struct {
+	tenants     *registry.Registry
+	clusters    map[string]*pgxpool.Pool
+	naming      tenancy.Directory
+	cluster     string
+	serviceRole string
+	tenantRoles bool
+	migrate     []migrations.Option
+	lockTimeout time.Duration
+	tries       int
+	pause       time.Duration
+	step        func(string) error // for tests: called after each step
+}
+
+// Option changes how a [Provisioner] works.
+type Option func(*Provisioner) error
+
+// New returns a Provisioner that keeps its tenants in the registry and makes their schemas
+// over the caller's pool. It opens no connection.
+func New(tenants *registry.Registry, pool *pgxpool.Pool, opts ...Option) (*Provisioner, error) {
+	if tenants == nil || pool == nil {
+		return nil, errors.New("provision: a registry and a pool are needed")
+	}
+	naming, err := tenancy.PerOrg("")
+	if err != nil {
+		return nil, err
+	}
+	p := &Provisioner{
+		tenants: tenants, clusters: map[string]*pgxpool.Pool{"": pool}, naming: naming,
+		lockTimeout: time.Second, tries: 10, pause: 250 * time.Millisecond, step: func(string) error { return nil },
+	}
+	for _, opt := range opts {
+		if err := opt(p); err != nil {
+			return nil, fmt.Errorf("provision: %w", err)
+		}
+	}
+	if _, err := p.pool(p.cluster); err != nil {
+		return nil, err
+	}
+	if p.tenantRoles && p.serviceRole == "" {
+		return nil, errors.New("provision: WithTenantRoles needs WithServiceRole: somebody must be able to become the tenants' roles")
+	}
+	return p, nil
+}
+
+// WithClusters gives the pools of the other servers that tenants may be on, by the names that
+// the registry has for them. The pool that [New] got is that of the nameless one.
+func WithClusters(pools map[string]*pgxpool.Pool) Option {
+	return func(p *Provisioner) error {
+		for name, pool := range pools {
+			if pool == nil {
+				return fmt.Errorf("WithClusters: the pool of cluster %q is nil", name)
+			}
+			p.clusters[name] = pool
+		}
+		return nil
+	}
+}
+
+// WithNewOn has new tenants made on the cluster of that name. Defaults to the nameless one.
+func WithNewOn(cluster string) Option {
+	return func(p *Provisioner) error {
+		p.cluster = cluster
+		return nil
+	}
+}
+
+// WithNaming has dir name the schemas of new tenants. It must name a schema of its own for
+// each. Defaults to that of tenancy.PerOrg with its default prefix.
+func WithNaming(dir tenancy.Directory) Option {
+	return func(p *Provisioner) error {
+		if dir == nil {
+			return errors.New("WithNaming: the directory is nil")
+		}
+		p.naming = dir
+		return nil
+	}
+}
+
+// WithServiceRole grants the role, as which the service connects, the use of each schema: USAGE
+// on it, SELECT, INSERT, UPDATE and DELETE on the tables of this library, and the same on
+// tables that the migrating role makes in it later. The role must exist.
+func WithServiceRole(role string) Option {
+	return func(p *Provisioner) error {
+		if role == "" {
+			return errors.New("WithServiceRole: the role has no name")
+		}
+		p.serviceRole = role
+		return nil
+	}
+}
+
+// WithTenantRoles makes a role for each tenant, of the schema's name, that cannot log in and
+// may use that schema alone; the service's role is made a member of it, so that a
+// transaction can become it by SET LOCAL ROLE. See the package documentation of pgstore for
+// what that keeps from an attacker, and for what it does not. Roles are the server's, not the
+// database's: two databases of one server must not have tenants of the same schema name.
+func WithTenantRoles() Option {
+	return func(p *Provisioner) error {
+		p.tenantRoles = true
+		return nil
+	}
+}
+
+// WithMigrationOptions are the options for making the schema; see migrations.One.
+func WithMigrationOptions(opts ...migrations.Option) Option {
+	return func(p *Provisioner) error {
+		p.migrate = append(p.migrate, opts...)
+		return nil
+	}
+}
+
+// WithTries sets how long [Provisioner.Drop] waits for a lock, how often it tries, and how
+// long it pauses in between. Defaults to 1 second, 10 tries and 250 milliseconds.
+func WithTries(lockTimeout time.Duration, n int, pause time.Duration) Option {
+	return func(p *Provisioner) error {
+		if lockTimeout < time.Millisecond || n < 1 || pause < 0 {
+			return errors.New("WithTries: give a millisecond, one try and no negative pause at least")
+		}
+		p.lockTimeout, p.tries, p.pause = lockTimeout, n, pause
+		return nil
+	}
+}
+
+func (p *Provisioner) pool(cluster string) (*pgxpool.Pool, error) {
+	pool, ok := p.clusters[cluster]
+	if !ok {
+		return nil, fmt.Errorf("provision: no pool for cluster %q; give it by WithClusters", cluster)
+	}
+	return pool, nil
+}
+
+// Provision makes the tenant orgID, in the schema that [WithNaming] says: it registers the
+// tenant as provisioning, makes the schema with every table pinned to the tenant, grants the
+// privileges, notes the version, and makes the tenant active. It may be run again wherever it
+// was cut off, and by several at once; a tenant that is active already is returned as it is.
+//
+// The error wraps [ErrState] if the tenant is suspended or being deleted, registry.ErrConflict
+// if the schema is another's, and [ErrNotPinned] if the schema exists and its tables may hold
+// records of others.
+func (p *Provisioner) Provision(ctx context.Context, orgID uuid.UUID) (registry.Tenant, error) {
+	tenant, err := p.tenants.Tenant(ctx, orgID)
+	if errors.Is(err, tenancy.ErrUnknownTenant) {
+		schema, err := p.naming.Schema(ctx, orgID)
+		if err != nil {
+			return registry.Tenant{}, fmt.Errorf("provision: name the schema of org %s: %w", orgID, err)
+		}
+		return p.ProvisionAt(ctx, orgID, tenancy.Placement{Schema: schema, Cluster: p.cluster})
+	}
+	if err != nil {
+		return registry.Tenant{}, fmt.Errorf("provision: %w", err)
+	}
+	return p.ProvisionAt(ctx, orgID, tenant.Placement())
+}
+
+// ProvisionAt is Provision in the schema and cluster of at, whose Version is not used. The
+// error wraps registry.ErrConflict if the tenant has another.
+func (p *Provisioner) ProvisionAt(ctx context.Context, orgID uuid.UUID, at tenancy.Placement) (registry.Tenant, error) {
+	pool, err := p.pool(at.Cluster)
+	if err != nil {
+		return registry.Tenant{}, err
+	}
+	tenant, err := p.tenants.Add(ctx, registry.Tenant{OrgID: orgID, Schema: at.Schema, Cluster: at.Cluster})
+	if err != nil {
+		return registry.Tenant{}, fmt.Errorf("provision: %w", err)
+	}
+	switch tenant.State {
+	case registry.Active:
+		return tenant, nil
+	case registry.Provisioning:
+	default:
+		return tenant, fmt.Errorf("%w: org %s is %s; resume it, or drop it to the end first", ErrState, orgID, tenant.State)
+	}
+	if err := p.step("registered"); err != nil {
+		return tenant, err
+	}
+	version, err := p.build(ctx, pool, tenant)
+	if err != nil {
+		return tenant, fmt.Errorf("provision: org %s: %w", orgID, err)
+	}
+	if err := p.tenants.SetVersion(ctx, orgID, version); err != nil {
+		return tenant, fmt.Errorf("provision: %w", err)
+	}
+	if err := p.step("version"); err != nil {
+		return tenant, err
+	}
+	// Active as well: another may have been quicker by this step.
+	tenant, err = p.tenants.SetState(ctx, orgID, registry.Active, registry.Provisioning, registry.Active)
+	if err != nil {
+		return tenant, fmt.Errorf("provision: %w", err)
+	}
+	return tenant, p.step("active")
+}
+
+// build makes what is in the database of the tenant.
+func (p *Provisioner) build(ctx context.Context, pool *pgxpool.Pool, tenant registry.Tenant) (version int64, err error) {
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Release()
+	result, err := migrations.One(ctx, conn.Conn(), migrations.Target{Schema: tenant.Schema, OrgID: tenant.OrgID}, p.migrate...)
+	if err != nil {
+		return 0, err
+	}
+	if err := p.step("schema"); err != nil {
+		return 0, err
+	}
+	if err := checkPins(ctx, conn.Conn(), tenant); err != nil {
+		return 0, err
+	}
+	if err := p.grant(ctx, conn.Conn(), tenant.Schema); err != nil {
+		return 0, fmt.Errorf("grants: %w", err)
+	}
+	return result.To, p.step("granted")
+}
+
+// checkPins makes sure that each table with records refuses those of other tenants: a schema
+// that was there before may be anybody's.
+func checkPins(ctx context.Context, conn *pgx.Conn, tenant registry.Tenant) error {
+	rows, err := conn.Query(ctx, `
+		SELECT c.relname::text
+		FROM pg_catalog.pg_class AS c
+		JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+		JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'org_id' AND NOT a.attisdropped
+		WHERE n.nspname = $1 AND c.relkind = 'r' AND c.relname = ANY ($2::text[])
+			AND NOT EXISTS (
+				SELECT FROM pg_catalog.pg_constraint AS k
+				WHERE k.conrelid = c.oid AND k.contype = 'c' AND k.convalidated AND k.conname = c.relname || '_tenant_check'
+					AND pg_catalog.pg_get_constraintdef(k.oid) = 'CHECK ((org_id = ''' || $3::text || '''::uuid))'
+			)
+		ORDER BY 1`, tenant.Schema.String(), migrations.Tables(), tenant.OrgID.String())
+	if err != nil {
+		return err
+	}
+	loose, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return err
+	}
+	if len(loose) > 0 {
+		return fmt.Errorf("%w: schema %s was there before, and its tables %v are not pinned to org %s", ErrNotPinned, tenant.Schema, loose, tenant.OrgID)
+	}
+	return nil
+}
+
+// grant gives the service its privileges. What is granted twice is granted once.
+func (p *Provisioner) grant(ctx context.Context, conn *pgx.Conn, schema tenancy.Schema) error {
+	if p.serviceRole == "" {
+		return nil
+	}
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		// Two that grant on the same object at a time fail each other.
+		if _, err := tx.Exec(ctx, `SELECT pg_catalog.pg_advisory_xact_lock($1)`, lockID(schema)); err != nil {
+			return err
+		}
+		role := quoted(p.serviceRole)
+		statements := grants(schema, role)
+		if p.tenantRoles {
+			make, err := p.makeRole(ctx, tx, schema)
+			if err != nil {
+				return err
+			}
+			statements = append(statements, make...)
+			statements = append(statements, grants(schema, schema.Quoted())...)
+			statements = append(statements, fmt.Sprintf(`GRANT %s TO %s`, schema.Quoted(), role))
+		}
+		for _, sql := range statements {
+			if _, err := tx.Exec(ctx, sql); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func grants(schema tenancy.Schema, role string) []string {
+	s := schema.Quoted()
+	list := []string{fmt.Sprintf(`GRANT USAGE ON SCHEMA %s TO %s`, s, role)}
+	for _, table := range migrations.Tables() {
+		rights := `SELECT, INSERT, UPDATE, DELETE`
+		if table == migrations.VersionTable {
+			rights = `SELECT`
+		}
+		list = append(list, fmt.Sprintf(`GRANT %s ON %s.%s TO %s`, rights, s, table, role))
+	}
+	return append(list, fmt.Sprintf(`ALTER DEFAULT PRIVILEGES IN SCHEMA %s GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO %s`, s, role))
+}
+
+// makeRole returns what makes the tenant's role, if it is missing. A role of that name that
+// can do more than a tenant's is not taken for it.
+func (p *Provisioner) makeRole(ctx context.Context, tx pgx.Tx, schema tenancy.Schema) ([]string, error) {
+	var more bool
+	err := tx.QueryRow(ctx, `
+		SELECT rolcanlogin OR rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls
+			OR EXISTS (SELECT FROM pg_catalog.pg_auth_members AS m WHERE m.member = r.oid)
+		FROM pg_catalog.pg_roles AS r WHERE rolname = $1`, schema.String()).Scan(&more)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return []string{`CREATE ROLE ` + schema.Quoted() + ` NOLOGIN`}, nil
+	case err != nil:
+		return nil, err
+	case more:
+		return nil, fmt.Errorf("there is a role %s already that can log in, or do more than a tenant's should", schema)
+	}
+	return nil, nil
+}
+
+// Many provisions tenants side by side, so many at a time, and calls each with what became of
+// one, one call at a time. It returns when all are through or ctx has ended; an error of the
+// list ends it after those that were begun.
+func (p *Provisioner) Many(ctx context.Context, workers int, orgIDs iter.Seq2[uuid.UUID, error], each func(uuid.UUID, registry.Tenant, error)) error {
+	if workers < 1 {
+		return fmt.Errorf("provision: %d workers; at least one is needed", workers)
+	}
+	next := make(chan uuid.UUID)
+	var mu sync.Mutex
+	var group sync.WaitGroup
+	for range workers {
+		group.Go(func() {
+			for orgID := range next {
+				tenant, err := p.Provision(ctx, orgID)
+				mu.Lock()
+				each(orgID, tenant, err)
+				mu.Unlock()
+			}
+		})
+	}
+	defer group.Wait()
+	defer close(next)
+	for orgID, err := range orgIDs {
+		if err != nil {
+			return fmt.Errorf("provision: the list of tenants: %w", err)
+		}
+		select {
+		case next <- orgID:
+		case <-ctx.Done():
+			return fmt.Errorf("provision: not all tenants were reached: %w", ctx.Err())
+		}
+	}
+	return nil
+}
+
+func quoted(name string) string { return pgx.Identifier{name}.Sanitize() }
+
+// lockID returns the number of the advisory lock under which a schema's privileges change
+// and its objects are dropped.
+func lockID(schema tenancy.Schema) int64 {
+	h := fnv.New64a()
+	h.Write([]byte("pgidem provision " + schema.String()))
+	return int64(h.Sum64())
+}
