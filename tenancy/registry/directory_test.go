@@ -406,6 +406,41 @@ func TestDatabaseDown(t *testing.T) {
 	}
 }
 
+// TestDatabaseHangs: who can be served as it was known does not wait for each query anew.
+func TestDatabaseHangs(t *testing.T) {
+	t.Parallel()
+	direct := newPool(t)
+	pool, _ := traced(t, direct)
+	r := newRegistry(t, pool, registry.WithTTL(time.Millisecond), registry.WithLookupTimeout(100*time.Millisecond))
+	tenant := add(t, r, registry.Active)
+	eventually(t, "service", func() bool { return isPlaced(t, r, tenant) })
+	tx, err := direct.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.Background())
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE pgidem.tenants IN ACCESS EXCLUSIVE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel() // who would have to wait gets an error at once
+	for range 3 {
+		eventually(t, "an answer without waiting", func() bool {
+			time.Sleep(2 * time.Millisecond) // so that the entry is too old
+			place, err := r.Place(ended, tenant.OrgID)
+			return err == nil && place == tenant.Placement()
+		})
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.SetVersion(t.Context(), tenant.OrgID, 2); err != nil {
+		t.Fatal(err)
+	}
+	tenant.Version = 2
+	eventually(t, "the change", func() bool { return isPlaced(t, r, tenant) })
+}
+
 // TestStaleEnds: it is counted from when the tenant was read.
 func TestStaleEnds(t *testing.T) {
 	t.Parallel()

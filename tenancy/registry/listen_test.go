@@ -183,7 +183,7 @@ func TestChangesWhileNobodyListened(t *testing.T) {
 		t.Error("listens before the first lookup")
 	}
 	isPlaced(t, r, tenant)
-	for range 5 {
+	for round := range 4 {
 		listens(t, r)
 		if !isPlaced(t, r, tenant) {
 			t.Fatal("not placed")
@@ -199,12 +199,57 @@ func TestChangesWhileNobodyListened(t *testing.T) {
 		if _, err := manager.SetState(t.Context(), tenant.OrgID, tenant.State); err != nil {
 			t.Fatal(err)
 		}
+		if round%2 == 1 {
+			eventually(t, "the change, without being told", func() bool { return isPlaced(t, r, tenant) })
+		}
 		unplugged.Store(false)
 		listens(t, r)
 		if !isPlaced(t, r, tenant) {
 			t.Error("what was read before counts although a change may have been missed")
 		}
 	}
+}
+
+// TestUnknownOrgsSignUp: they are known as soon as that is told, and soon if it is not.
+func TestUnknownOrgsSignUp(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	manager := newRegistry(t, pool)
+	known := add(t, manager, registry.Active)
+	r := newRegistry(t, pool, registry.WithTTL(time.Hour))
+	isPlaced(t, r, known)
+	listens(t, r)
+	for range 5 {
+		org := uuid.New()
+		if !isPlaced(t, r, registry.Tenant{OrgID: org}) {
+			t.Fatal("an org_id that is not registered has a place")
+		}
+		tenant, err := manager.Add(t.Context(), registry.Tenant{OrgID: org, Schema: perOrg(t, org), State: registry.Active})
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A change that is told after it: when that was heard, the first was.
+		if err := manager.SetVersion(t.Context(), known.OrgID, known.Version+1); err != nil {
+			t.Fatal(err)
+		}
+		known.Version++
+		eventually(t, "the notification", func() bool { return isPlaced(t, r, known) })
+		if !isPlaced(t, r, tenant) {
+			t.Error("it is unknown after its registration was told")
+		}
+	}
+	org := uuid.New()
+	if !isPlaced(t, r, registry.Tenant{OrgID: org}) {
+		t.Fatal("an org_id that is not registered has a place")
+	}
+	_, err := pool.Exec(t.Context(), `BEGIN; SET LOCAL session_replication_role = replica; -- no trigger tells of it
+		INSERT INTO pgidem.tenants (org_id, schema_name) VALUES ('`+org.String()+`', 'untold'); COMMIT`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the tenant", func() bool {
+		return isPlaced(t, r, registry.Tenant{OrgID: org, Schema: parse(t, "untold"), State: registry.Provisioning})
+	})
 }
 
 // TestSilentConnection: one that is lost without a word is found out.
