@@ -19,6 +19,9 @@ import (
 
 const program = "idem-tenants"
 
+// Verbs are listed in the order of a tenant's life.
+func init() { cobra.EnableCommandSorting = false }
+
 // app is one run of the program.
 type app struct {
 	getenv         func(string) string
@@ -31,7 +34,9 @@ type app struct {
 	json        bool
 	yes         bool // of the verbs that ask
 
+	workers int                      // of the verbs that have some
 	pools   map[string]*pgxpool.Pool // by the name of the cluster
+	reached map[string]bool          // the servers of these
 	closers []func()
 }
 
@@ -74,7 +79,8 @@ func (a *app) root() *cobra.Command {
 	flags.BoolFunc("json", "print JSON on standard output, and nothing else there", cli.Boolean(&a.json))
 
 	for _, verb := range []*cobra.Command{
-		a.initVerb(), a.listVerb(), a.inspectVerb(), a.releaseVerb(), a.suspendVerb(), a.resumeVerb(), a.migrateVerb(), a.statusVerb(), a.completionVerb(),
+		a.initVerb(), a.provisionVerb(), a.listVerb(), a.migrateVerb(), a.statusVerb(), a.inspectVerb(), a.releaseVerb(),
+		a.suspendVerb(), a.resumeVerb(), a.dropVerb(), a.completionVerb(),
 	} {
 		verb.Flags().SortFlags = false
 		root.AddCommand(verb)
@@ -125,7 +131,7 @@ func verbs(root *cobra.Command) (names []string) {
 
 // unset are the flags that no variable stands for: those that say yes to something that
 // cannot be taken back are to be given each time.
-var unset = []string{"help", "version", "yes", "confirm", "force", "forget", "reveal", "scope"}
+var unset = []string{"help", "version", "yes", "confirm", "force", "forget", "reveal", "scope", "foreign", "file"}
 
 // variable returns the name of the environment variable behind a flag, or "".
 func variable(flag string) string {
@@ -184,13 +190,30 @@ func (a *app) database(cluster string) (cli.Database, error) {
 			return cli.Database{}, usagef("no server for cluster %q, which the registry names: give --server %s=URL or IDEM_TENANTS_SERVER", cluster, cluster)
 		}
 	}
-	return cli.Database{URL: databaseURL, Application: program, Connections: maxConnections}, nil
+	return cli.Database{URL: databaseURL, Application: program, Connections: max(a.workers, minConnections)}, nil
 }
 
-const maxConnections = 4
+// minConnections is how many connections a verb has at least to the server of a cluster.
+const minConnections = 4
 
 // pool returns a pool on the server of a cluster, which can be reached.
 func (a *app) pool(ctx context.Context, cluster string) (*pgxpool.Pool, error) {
+	pool, err := a.unopened(ctx, cluster)
+	if err != nil || a.reached[cluster] {
+		return pool, err
+	}
+	if err := pool.Ping(ctx); err != nil {
+		if cluster != "" {
+			err = fmt.Errorf("cluster %s: %w", cluster, err)
+		}
+		return nil, exitError{cli.ExitUnreachable, fmt.Errorf("connect: %w", err)}
+	}
+	a.reached[cluster] = true
+	return pool, nil
+}
+
+// unopened returns the same before it has opened a connection.
+func (a *app) unopened(ctx context.Context, cluster string) (*pgxpool.Pool, error) {
 	if pool, ok := a.pools[cluster]; ok {
 		return pool, nil
 	}
@@ -205,19 +228,13 @@ func (a *app) pool(ctx context.Context, cluster string) (*pgxpool.Pool, error) {
 	if err != nil {
 		return nil, exitError{cli.ExitUsage, err}
 	}
-	pool, err := pgxpool.NewWithConfig(ctx, config)
+	pool, err := pgxpool.NewWithConfig(context.WithoutCancel(ctx), config)
 	if err != nil {
 		return nil, exitError{cli.ExitUnreachable, err}
 	}
 	a.closers = append(a.closers, func() { cli.ClosePool(pool) })
-	if err := pool.Ping(ctx); err != nil {
-		if cluster != "" {
-			err = fmt.Errorf("cluster %s: %w", cluster, err)
-		}
-		return nil, exitError{cli.ExitUnreachable, fmt.Errorf("connect: %w", err)}
-	}
 	if a.pools == nil {
-		a.pools = make(map[string]*pgxpool.Pool)
+		a.pools, a.reached = make(map[string]*pgxpool.Pool), make(map[string]bool)
 	}
 	a.pools[cluster] = pool
 	return pool, nil

@@ -36,7 +36,7 @@ func (a *app) takeNotes(ctx context.Context, terms migrateTerms) *notes {
 		n.first, n.failed, n.tenants = err, 1, nil
 		return n
 	}
-	for range maxConnections {
+	for range minConnections {
 		n.writers.Go(func() {
 			for m := range n.queue {
 				n.write(context.WithoutCancel(ctx), m)

@@ -186,3 +186,20 @@ func TestMigrateBarOnATerminal(t *testing.T) {
 		}
 	}
 }
+
+func TestDropAsksForTheSchemasName(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	tenant := f.tenant(t)
+	org := tenant.OrgID.String()
+	claim(t, f.store(t), claimRequest(tenant.OrgID, "key", time.Minute))
+	f.run(t, "suspend", "--yes", org).expect(t, cli.ExitOK)
+	for _, answer := range []string{"y\n", "\n", tenant.Schema.String() + "0\n", "\x04"} {
+		openTerminal(t).run(t, f.onTerminal(), answer, "drop", org).expect(t, cli.ExitFailed, "for good", "1 of attempts in progress", "not confirmed")
+		if f.state(t, tenant.OrgID) != registry.Suspended {
+			t.Fatalf("dropped by %q", answer)
+		}
+	}
+	openTerminal(t).run(t, f.onTerminal(), tenant.Schema.String()+"\n", "drop", org).expect(t, cli.ExitOK, "dropped, with schema")
+	f.run(t, "inspect", org).expect(t, exitNotFound)
+}
