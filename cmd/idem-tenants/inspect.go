@@ -23,7 +23,8 @@ func (a *app) inspectVerb() *cobra.Command {
 state, and the room they take. With a key, as the client sent it, it says what happened
 to that: its state, attempts and their times, the lease, the expiry, the status, sizes,
 steps, and whether the request is kept to be run again. It changes nothing, and shows
-nothing that clients and handlers sent unless --reveal is given.
+nothing that clients and handlers sent unless --reveal is given. A key that begins with a
+dash stands behind -- .
 
 States of a key:
   in_progress     an attempt holds it by a lease

@@ -83,7 +83,7 @@ func TestInspectTenant(t *testing.T) {
 	f.run(t, "inspect", half.OrgID.String()).expect(t, cli.ExitFailed, "state         provisioning", "is registered as provisioning", "idem-tenants provision")
 	f.run(t, "inspect", half.OrgID.String(), "key").expect(t, cli.ExitFailed, "is registered as provisioning")
 	f.run(t, "release", "--yes", half.OrgID.String(), "key").expect(t, cli.ExitFailed, "is registered as provisioning")
-	f.run(t, "inspect", uuid.NewString()).expect(t, exitNotFound, "unknown tenant")
+	f.run(t, "inspect", uuid.NewString()).expect(t, exitNotFound, "no tenant")
 
 	far := uuid.New()
 	if _, err := f.tenants.Add(t.Context(), registry.Tenant{OrgID: far, Schema: schemaOf(t, far), Cluster: "eu", State: registry.Active}); err != nil {

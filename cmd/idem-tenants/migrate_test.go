@@ -278,7 +278,7 @@ func TestNotesThatCannotBeTaken(t *testing.T) {
 	f.behind(t)
 	f.exec(t, `CREATE FUNCTION pgidem.refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''read only''; END'`)
 	f.exec(t, `CREATE TRIGGER refuse BEFORE UPDATE ON pgidem.tenants FOR EACH ROW EXECUTE FUNCTION pgidem.refuse()`)
-	f.run(t, "migrate").expect(t, cli.ExitFailed, "does not know the version of 1 tenants", "read only", "migrated          1")
+	f.run(t, "migrate").expect(t, cli.ExitFailed, "does not know the version of 1 tenant;", "read only", "migrated          1")
 	f.exec(t, `DROP TRIGGER refuse ON pgidem.tenants`)
 	f.run(t, "migrate").expect(t, cli.ExitOK, "up to date        1")
 	for tenant, err := range f.tenants.Tenants(t.Context(), registry.Filter{OlderThan: migrations.Latest()}) {

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pgidem/pgidem/internal/cli"
 	"github.com/pgidem/pgidem/tenancy"
 	"github.com/pgidem/pgidem/tenancy/registry"
 )
@@ -73,5 +74,5 @@ func (n *notes) end() error {
 	if n.first == nil {
 		return nil
 	}
-	return fmt.Errorf("the registry does not know the version of %d tenants; run migrate again: %w", n.failed, n.first)
+	return fmt.Errorf("the registry does not know the version of %s; run migrate again: %w", cli.Plural(int64(n.failed), "tenant"), n.first)
 }

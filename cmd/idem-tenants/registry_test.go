@@ -91,10 +91,10 @@ func TestSuspendAndResume(t *testing.T) {
 
 	unknown := uuid.New()
 	r := f.run(t, "suspend", "--yes", unknown.String(), deleting.OrgID.String(), a.OrgID.String())
-	r.expect(t, cli.ExitFailed, fmt.Sprintf("%s is deleting", deleting.OrgID), unknown.String(), "unknown tenant", a.OrgID.String()+": suspended")
+	r.expect(t, cli.ExitFailed, fmt.Sprintf("%s is deleting", deleting.OrgID), unknown.String(), "no tenant", a.OrgID.String()+": suspended")
 	if f.state(t, a.OrgID) != registry.Suspended || f.state(t, deleting.OrgID) != registry.Deleting {
 		t.Error("the failures of two have kept the third from being suspended, or worse")
 	}
 	f.run(t, "resume", deleting.OrgID.String()).expect(t, cli.ExitFailed, "is deleting")
-	f.run(t, "resume", unknown.String()).expect(t, exitNotFound, "unknown tenant")
+	f.run(t, "resume", unknown.String()).expect(t, exitNotFound, "no tenant")
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pgidem/pgidem/internal/cli"
+	"github.com/pgidem/pgidem/tenancy"
 	"github.com/pgidem/pgidem/tenancy/registry"
 )
 
@@ -81,6 +82,8 @@ func (a *app) setState(cmd *cobra.Command, args []string, to, from registry.Stat
 		switch {
 		case err == nil:
 			err = a.printTenant(tenant)
+		case errors.Is(err, tenancy.ErrUnknownTenant):
+			err = exitError{exitNotFound, fmt.Errorf("there is no tenant %s in the registry", org)}
 		case errors.Is(err, registry.ErrState):
 			err = exitError{cli.ExitFailed, fmt.Errorf("%s is %s, and only a tenant that is %s can become %s", org, tenant.State, from, to)}
 		}

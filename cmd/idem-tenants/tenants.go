@@ -75,6 +75,9 @@ func (a *app) locate(ctx context.Context, orgText, schema string) (place, error)
 		return place{}, err
 	}
 	tenant, err := tenants.Tenant(ctx, org)
+	if errors.Is(err, tenancy.ErrUnknownTenant) {
+		return place{}, exitError{exitNotFound, fmt.Errorf("there is no tenant %s in the registry", org)}
+	}
 	if err != nil {
 		return place{}, a.unregistered(err)
 	}
