@@ -13,7 +13,7 @@
 // A [Directory] turns an org_id into a [Schema], the PostgreSQL schema that
 // holds the tenant's tables. [PerOrg] derives one schema for each tenant from
 // its org_id and needs no lookup; [Fixed] puts all tenants of a service into
-// one schema:
+// one schema; package registry keeps them in a table:
 //
 //	dir, err := tenancy.PerOrg("tenant_")
 //	schema, err := dir.Schema(ctx, orgID) // tenant_ + 32 hex digits

@@ -127,3 +127,46 @@ func TestFixed(t *testing.T) {
 		t.Errorf("zero Schema: %v", err)
 	}
 }
+
+// FuzzPerOrg: two org_ids never have one schema, whatever they are, and each schema says
+// whose it is.
+func FuzzPerOrg(f *testing.F) {
+	one := uuid.MustParse("aaaaaaaa-0000-4000-8000-00000000000a")
+	f.Add("tenant_", one[:], uuid.Nil[:])
+	f.Add("a", one[:], one[:])
+	f.Add("", uuid.Max[:], one[:])
+	f.Add("0", one[:], one[:])
+	f.Fuzz(func(t *testing.T, prefix string, a, b []byte) {
+		dir, err := tenancy.PerOrg(prefix)
+		if err != nil {
+			return
+		}
+		schemas := make(map[tenancy.Schema]uuid.UUID)
+		for _, id := range [][]byte{a, b} {
+			org, err := uuid.FromBytes(id)
+			if err != nil {
+				continue
+			}
+			schema, err := dir.Schema(t.Context(), org)
+			if org == uuid.Nil {
+				if !errors.Is(err, tenancy.ErrUnknownTenant) || !schema.IsZero() {
+					t.Errorf("the nil UUID has schema %s, %v", schema, err)
+				}
+				continue
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if holder, ok := schemas[schema]; ok && holder != org {
+				t.Errorf("%s and %s have one schema, %s", holder, org, schema)
+			}
+			schemas[schema] = org
+			if want := strings.ReplaceAll(org.String(), "-", ""); !strings.HasSuffix(schema.String(), want) || schema.Quoted() != (pgx.Identifier{schema.String()}).Sanitize() {
+				t.Errorf("schema of %s is %s", org, schema.Quoted())
+			}
+			if parsed, err := tenancy.ParseSchema(schema.String()); err != nil || parsed != schema {
+				t.Errorf("%s does not parse as itself: %v", schema, err)
+			}
+		}
+	})
+}
