@@ -217,6 +217,10 @@ func TestPgBouncer(t *testing.T) {
 		newStore, opts := transactionSuite(b.pools(t, "transactions", pgx.QueryExecModeExec))
 		idempotencytest.TestMiddleware(t, newStore, opts...)
 	})
+	t.Run("janitor", func(t *testing.T) {
+		t.Parallel()
+		testJanitor(t, b)
+	})
 	for name, mode := range map[string]pgx.QueryExecMode{
 		"exec":           pgx.QueryExecModeExec,
 		"cache_describe": pgx.QueryExecModeCacheDescribe,

@@ -64,19 +64,21 @@ func eventually(t *testing.T, what string, condition func() bool) {
 	}
 }
 
-// watchAll watches n keys at once and waits until their store listens.
+// watchAll has a store listen, and then watches n keys: nobody is woken any more because
+// listening begins.
 func watchAll(t *testing.T, store *pgstore.Store, org uuid.UUID, n int) (ended []<-chan struct{}) {
 	t.Helper()
-	for i := range n {
-		ch, stop, err := store.Watch(org, fmt.Sprint("key-", i))
+	watch := func(key string) <-chan struct{} {
+		ch, stop, err := store.Watch(org, key)
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(stop)
-		ended = append(ended, ch)
+		return ch
 	}
-	for _, ch := range ended {
-		wantSignal(t, "listening to begin", ch)
+	wantSignal(t, "listening to begin", watch("the first"))
+	for i := range n {
+		ended = append(ended, watch(fmt.Sprint("key-", i)))
 	}
 	return ended
 }
