@@ -154,11 +154,11 @@ func (a *app) applyEnv(cmd *cobra.Command) error {
 			return
 		}
 		if err := f.Value.Set(a.getenv(name)); err != nil {
-			shown := fmt.Sprintf("%q", a.getenv(name))
+			shown := fmt.Sprintf(" %q", a.getenv(name))
 			if f.Name == "server" {
 				shown = "" // it has passwords in it
 			}
-			errs = append(errs, fmt.Errorf("invalid value %s for %s: %w", shown, name, err))
+			errs = append(errs, fmt.Errorf("invalid value%s for %s: %w", shown, name, err))
 		}
 	})
 	if err := errors.Join(errs...); err != nil {

@@ -23,8 +23,8 @@ Exit codes:
   130  stopped by SIGINT
   143  stopped by SIGTERM
 
-A stop lets the statements under way finish for a moment; what was done before is
-kept, and the verb may be run again. A second signal ends the process at once.
+A stop ends the verb within seconds; what was done before is kept, and the verb may be
+run again. A second signal ends the process at once.
 Verbs that cannot be undone ask on a terminal, and take --yes elsewhere. With --json
 errors are still lines on standard error.
 `
