@@ -222,6 +222,13 @@ func TestStatus(t *testing.T) {
 	latest := migrations.Latest()
 	sound, old, absent, drifted, newer := f.tenant(t), f.behind(t), f.register(t, registry.Active), f.tenant(t), f.tenant(t)
 	f.run(t, "status", "--schema", sound.Schema.String()).expect(t, cli.ExitOK, "tenants           1", "up to date        1")
+	if err := f.tenants.SetVersion(t.Context(), sound.OrgID, latest-2); err != nil {
+		t.Fatal(err)
+	}
+	f.run(t, "status", "--cluster=").expect(t, exitDisorder, sound.Schema.String()+": up to date, at 5 (3 in the registry; migrate notes it)")
+	if err := f.tenants.SetVersion(t.Context(), sound.OrgID, latest); err != nil {
+		t.Fatal(err)
+	}
 	f.exec(t, `ALTER TABLE `+drifted.Schema.Quoted()+`.idempotency_records ALTER COLUMN attempt DROP NOT NULL`)
 	f.exec(t, `INSERT INTO `+newer.Schema.Quoted()+`.`+migrations.VersionTable+` (version_id, is_applied) VALUES (99, true)`)
 	if err := f.tenants.SetVersion(t.Context(), old.OrgID, 2); err != nil {
@@ -283,6 +290,28 @@ func TestNotesThatCannotBeTaken(t *testing.T) {
 	f.run(t, "migrate").expect(t, cli.ExitOK, "up to date        1")
 	for tenant, err := range f.tenants.Tenants(t.Context(), registry.Filter{OlderThan: migrations.Latest()}) {
 		t.Errorf("%+v, %v", tenant, err)
+	}
+}
+
+// TestNotesOfAStoppedRun takes a note when the run has been stopped already.
+func TestNotesOfAStoppedRun(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	tenant := f.register(t, registry.Active)
+	a := &app{databaseURL: f.url, control: registry.DefaultSchema, getenv: func(string) string { return "" }}
+	defer a.close()
+	ctx, stop := context.WithCancel(t.Context())
+	notes := a.takeNotes(ctx, migrateTerms{})
+	stop()
+	notes.take(migrated{
+		Result: migrations.Result{Target: migrations.Target{OrgID: tenant.OrgID, Schema: tenant.Schema}, Outcome: migrations.Migrated, From: 3, To: 4},
+		target: target{Target: migrations.Target{OrgID: tenant.OrgID, Schema: tenant.Schema}, tenant: &tenant},
+	})
+	if err := notes.end(); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := f.tenants.Tenant(t.Context(), tenant.OrgID); err != nil || now.Version != 4 {
+		t.Errorf("%+v, %v", now, err)
 	}
 }
 

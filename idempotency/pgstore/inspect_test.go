@@ -142,6 +142,11 @@ func TestInspectOfARequest(t *testing.T) {
 			if secrets, err = pgstore.Reveal(r.Context(), pool, schema, org, keys[0]); err != nil {
 				t.Error(err)
 			}
+			if mode == "transactions" {
+				if err := pgstore.EndAttempt(r.Context(), pool, info, pgstore.EndOptions{Live: true, Forget: true}); !errors.Is(err, pgstore.ErrInTransaction) {
+					t.Errorf("EndAttempt: %v", err)
+				}
+			}
 			w.Header().Set("Location", "/1")
 			w.WriteHeader(http.StatusCreated)
 			_, _ = w.Write([]byte("body"))
