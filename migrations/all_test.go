@@ -109,6 +109,25 @@ func TestLatest(t *testing.T) {
 	}
 }
 
+// TestTables: they are all that the migrations make.
+func TestTables(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	schema := parse(t, "tenant_a")
+	all(t, pool, []tenancy.Schema{schema})
+	described, err := describe(t, pool, migrations.Target{Schema: schema})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var made []string
+	for _, name := range slices.Sorted(maps.Keys(described[schema].Objects)) {
+		made = append(made, strings.TrimPrefix(name, "table "))
+	}
+	if tables := slices.Sorted(slices.Values(migrations.Tables())); !slices.Equal(made, tables) {
+		t.Errorf("the migrations make %v, Tables are %v", made, tables)
+	}
+}
+
 func TestAllCreatesMigratesAndLeavesAlone(t *testing.T) {
 	t.Parallel()
 	for _, workers := range []int{1, 8} {

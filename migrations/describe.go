@@ -200,12 +200,12 @@ WITH s AS (
     SELECT c.oid, c.relname, c.relkind, c.relam, c.relpersistence, c.reloptions, c.relrowsecurity, c.relforcerowsecurity, c.relreplident, s.nspname
     FROM pg_class AS c JOIN s ON s.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND ` + strings.ReplaceAll(wanted, "%s", "c.relname") + `
-), line (oid, rank, place, part, says) AS (
-    SELECT t.oid, 0, 0, 'table', concat_ws(' ', 'kind', t.relkind, 'access', (SELECT amname FROM pg_am WHERE oid = t.relam), 'persistence', t.relpersistence,
+), line (nspname, relname, oid, rank, place, part, says) AS (
+    SELECT t.nspname, t.relname, t.oid, 0, 0, 'table', concat_ws(' ', 'kind', t.relkind, 'access', (SELECT amname FROM pg_am WHERE oid = t.relam), 'persistence', t.relpersistence,
         'options', t.reloptions, 'row security', t.relrowsecurity, t.relforcerowsecurity, 'replica identity', t.relreplident, 'comment', obj_description(t.oid, 'pg_class'))
     FROM t
     UNION ALL
-    SELECT t.oid, 1, a.attnum, 'column ' || a.attname, concat_ws(' ',
+    SELECT t.nspname, t.relname, t.oid, 1, a.attnum, 'column ' || a.attname, concat_ws(' ',
         'number', (SELECT count(*) FROM pg_attribute AS b WHERE b.attrelid = a.attrelid AND b.attnum BETWEEN 1 AND a.attnum AND NOT b.attisdropped),
         format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN 'not null' END,
         'collate ' || (SELECT quote_ident(l.collname) FROM pg_collation AS l WHERE l.oid = a.attcollation),
@@ -214,26 +214,26 @@ WITH s AS (
     FROM t JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
     LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
     UNION ALL
-    SELECT t.oid, 2, 0, 'constraint ' || k.conname, concat_ws(' ', pg_get_constraintdef(k.oid), 'comment ' || obj_description(k.oid, 'pg_constraint'))
+    SELECT t.nspname, t.relname, t.oid, 2, 0, 'constraint ' || k.conname, concat_ws(' ', pg_get_constraintdef(k.oid), 'comment ' || obj_description(k.oid, 'pg_constraint'))
     FROM t JOIN pg_constraint AS k ON k.conrelid = t.oid
     UNION ALL
-    SELECT t.oid, 3, 0, 'index ' || x.relname, concat_ws(' ', pg_get_indexdef(i.indexrelid), CASE WHEN NOT i.indisvalid THEN 'invalid' END,
+    SELECT t.nspname, t.relname, t.oid, 3, 0, 'index ' || x.relname, concat_ws(' ', pg_get_indexdef(i.indexrelid), CASE WHEN NOT i.indisvalid THEN 'invalid' END,
         CASE WHEN i.indisreplident THEN 'replica identity' END, CASE WHEN i.indisclustered THEN 'clustered' END, 'comment ' || obj_description(x.oid, 'pg_class'))
     FROM t JOIN pg_index AS i ON i.indrelid = t.oid JOIN pg_class AS x ON x.oid = i.indexrelid
     UNION ALL
-    SELECT t.oid, 4, 0, 'trigger ' || g.tgname, concat_ws(' ', pg_get_triggerdef(g.oid), 'enabled', g.tgenabled)
+    SELECT t.nspname, t.relname, t.oid, 4, 0, 'trigger ' || g.tgname, concat_ws(' ', pg_get_triggerdef(g.oid), 'enabled', g.tgenabled)
     FROM t JOIN pg_trigger AS g ON g.tgrelid = t.oid AND NOT g.tgisinternal
     UNION ALL
-    SELECT t.oid, 5, 0, 'policy ' || p.polname, concat_ws(' ', p.polcmd, p.polpermissive, pg_get_expr(p.polqual, p.polrelid), 'check ' || pg_get_expr(p.polwithcheck, p.polrelid))
+    SELECT t.nspname, t.relname, t.oid, 5, 0, 'policy ' || p.polname, concat_ws(' ', p.polcmd, p.polpermissive, pg_get_expr(p.polqual, p.polrelid), 'check ' || pg_get_expr(p.polwithcheck, p.polrelid))
     FROM t JOIN pg_policy AS p ON p.polrelid = t.oid
     UNION ALL
-    SELECT t.oid, 6, 0, 'rule ' || r.rulename, concat_ws(' ', pg_get_ruledef(r.oid), 'enabled', r.ev_enabled)
+    SELECT t.nspname, t.relname, t.oid, 6, 0, 'rule ' || r.rulename, concat_ws(' ', pg_get_ruledef(r.oid), 'enabled', r.ev_enabled)
     FROM t JOIN pg_rewrite AS r ON r.ev_class = t.oid
 )
-SELECT t.nspname, 'table ' || t.relname, string_agg(replace(l.part || ': ' || l.says, E'\n', ' '), E'\n' ORDER BY l.rank, l.place, l.part),
-    (SELECT substring(min(pg_get_constraintdef(k.oid)) FROM '''([0-9a-f]{8}-[0-9a-f-]{27})''') FROM pg_constraint AS k WHERE k.conrelid = t.oid AND k.conname LIKE '%\_tenant\_check')
-FROM t JOIN line AS l ON l.oid = t.oid
-GROUP BY t.oid, t.nspname, t.relname
+SELECT l.nspname, 'table ' || l.relname, string_agg(replace(l.part || ': ' || l.says, E'\n', ' '), E'\n' ORDER BY l.rank, l.place, l.part),
+    min(substring(l.says FROM '''([0-9a-f]{8}-[0-9a-f-]{27})''')) FILTER (WHERE l.part LIKE 'constraint %\_tenant\_check')
+FROM line AS l
+GROUP BY l.oid, l.nspname, l.relname
 UNION ALL
 SELECT s.nspname, 'function ' || f.proname || '(' || pg_get_function_identity_arguments(f.oid) || ')',
     concat_ws(' ', 'function:', replace(CASE WHEN f.prokind IN ('f', 'p') THEN pg_get_functiondef(f.oid) ELSE f.prokind::text END, E'\n', ' '), 'comment ' || obj_description(f.oid, 'pg_proc')), ''

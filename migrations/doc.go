@@ -10,6 +10,47 @@
 //	psql "$DATABASE_URL" -c 'CREATE SCHEMA IF NOT EXISTS tenant_a'
 //	PGOPTIONS='-c search_path=tenant_a' goose -dir migrations/tenant -table idempotency_db_version postgres "$DATABASE_URL" up
 //
-// It is for deployment, never for the request path: a service that imports the
+// # Many tenants
+//
+// [All] does the same for thousands of them, with several workers over few connections:
+//
+//	report, err := migrations.All(ctx, databaseURL, migrations.Schemas(schemas...),
+//		migrations.WithWorkers(8), migrations.WithProgress(show), migrations.WithResult(note))
+//
+// New schemas are made as a whole, by the statements that goose would send, in one
+// transaction; those that are behind have each migration that they lack in a transaction of
+// its own; those that have nothing to be done are told from the catalogs, hundreds at a time.
+// So a run may be killed and run again at any point, and what [All] makes and what [Up] makes
+// is the same.
+//
+// A tenant that is busy does not hold up the run, nor the run the tenant: a migration waits
+// for a lock for a second at most (WithLockTimeout), because all later requests for that
+// table wait behind it. Then the tenant is put back and tried again later, up to ten times
+// ([WithTries]). So is one that another run has in its hands: two runs share the work, by
+// advisory locks that belong to transactions and that Up takes, too. A run sets nothing on
+// its connections that outlives a transaction.
+//
+// [Status] says which schemas are behind, and which are not what the migrations made any
+// more, by comparing each with one that it makes and takes back; [Describe] and [Compare] are
+// for two schemas of your choice.
+//
+// # Old and new at the same time
+//
+// While ten thousand tenants are migrated, and for as long as an old version of the service
+// still runs, that version meets schemas that are newer than it knows. So a release works with
+// the schemas of its own version and with those of the next:
+//
+//   - expand: a release may add tables, columns that are nullable or have a default, indexes,
+//     and drop constraints. Migrate first, then deploy.
+//   - contract: what a release no longer uses is dropped by the migrations of a later one.
+//   - A migration runs in a transaction, and does not rewrite a table that may be large.
+//   - A new table is pinned to the tenant as idempotency_records is pinned, by its
+//     constraint, not by what the schema's name says: the schemas of some tenants have other
+//     names (Target.OrgID).
+//
+// A schema that is newer than the program is left alone: All reports it as [Newer], Status as
+// [Ahead]. A service that meets a schema older than it needs refuses its tenant.
+//
+// The package is for deployment, never for the request path: a service that imports the
 // middleware and the store alone compiles no goose.
 package migrations

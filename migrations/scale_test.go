@@ -1,7 +1,6 @@
 package migrations_test
 
 import (
-	"fmt"
 	"os"
 	"strconv"
 	"testing"
@@ -13,7 +12,10 @@ import (
 	"github.com/pgidem/pgidem/migrations"
 )
 
-const scaleTenants = "PGIDEM_SCALE_TENANTS" // how many tenants TestScale makes
+const (
+	scaleTenants = "PGIDEM_SCALE_TENANTS" // how many tenants TestScale makes
+	scaleWorkers = "PGIDEM_SCALE_WORKERS" // with how many workers, if not with 1 and with 8
+)
 
 // TestScale measures, on a server that flushes to its disk, what many tenants take. It has
 // nothing to say by itself, since it fails on no time: see `make bench-migrations`.
@@ -22,9 +24,13 @@ func TestScale(t *testing.T) {
 	if err != nil {
 		t.Skip(scaleTenants, "is not set")
 	}
+	both := []int{1, 8}
+	if n, err := strconv.Atoi(os.Getenv(scaleWorkers)); err == nil {
+		both = []int{n}
+	}
 	server := pgtest.NewServer(t, pgtest.WithDurable())
 	next := migrations.WithFS(upTo(t, latest, another))
-	for _, workers := range []int{1, 8} {
+	for _, workers := range both {
 		url, _, err := server.CreateDatabase(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -65,6 +71,6 @@ func TestScale(t *testing.T) {
 		if err := pool.QueryRow(t.Context(), `SELECT pg_size_pretty(sum(pg_total_relation_size(oid))) FROM pg_class WHERE relnamespace = 'pg_catalog'::regnamespace AND relkind = 'r'`).Scan(&catalogs); err != nil {
 			t.Fatal(err)
 		}
-		t.Log(fmt.Sprint(workers, " workers: catalogs of ", catalogs))
+		t.Logf("%d workers: catalogs of %s", workers, catalogs)
 	}
 }

@@ -125,16 +125,61 @@ func (s *survey) work(ctx context.Context, cfg *pgx.ConnConfig, next <-chan int,
 				return err
 			}
 		}
-		if found[i], err = s.look(ctx, conn, parts[i]); err != nil {
+		if found[i], err = s.settle(ctx, conn, parts[i]); err != nil {
 			return err
 		}
 	}
 }
 
-func (s *survey) look(ctx context.Context, conn *pgx.Conn, targets []Target) ([]SchemaStatus, error) {
-	states, err := s.states(ctx, conn, schemasOf(targets))
+// settle looks at schemas, and again at those that seem to have drifted because they were
+// migrated between one query and the next.
+func (s *survey) settle(ctx context.Context, conn *pgx.Conn, targets []Target) ([]SchemaStatus, error) {
+	list, before, err := s.look(ctx, conn, targets)
 	if err != nil {
 		return nil, err
+	}
+	var doubtful []int
+	for i, status := range list {
+		if status.Drift != nil {
+			doubtful = append(doubtful, i)
+		}
+	}
+	for range 5 {
+		if len(doubtful) == 0 {
+			break
+		}
+		again := make([]Target, len(doubtful))
+		for j, i := range doubtful {
+			again[j] = list[i].Target
+		}
+		after, err := s.states(ctx, conn, schemasOf(again))
+		if err != nil {
+			return nil, err
+		}
+		var moved []int
+		for j, i := range doubtful {
+			if after[j].table != before[i].table || !slices.Equal(after[j].applied, before[i].applied) {
+				moved = append(moved, i)
+			}
+		}
+		doubtful = nil
+		for _, i := range moved {
+			one, at, err := s.look(ctx, conn, []Target{list[i].Target})
+			if err != nil {
+				return nil, err
+			}
+			if list[i], before[i] = one[0], at[0]; list[i].Drift != nil {
+				doubtful = append(doubtful, i)
+			}
+		}
+	}
+	return list, nil
+}
+
+func (s *survey) look(ctx context.Context, conn *pgx.Conn, targets []Target) ([]SchemaStatus, []state, error) {
+	states, err := s.states(ctx, conn, schemasOf(targets))
+	if err != nil {
+		return nil, nil, err
 	}
 	list := make([]SchemaStatus, len(targets))
 	var compared []int
@@ -143,7 +188,7 @@ func (s *survey) look(ctx context.Context, conn *pgx.Conn, targets []Target) ([]
 		if now.unknown {
 			one, err := s.states(ctx, conn, []tenancy.Schema{target.Schema})
 			if err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 			now = one[0]
 			states[i] = now
@@ -171,9 +216,9 @@ func (s *survey) look(ctx context.Context, conn *pgx.Conn, targets []Target) ([]
 		compared = append(compared, i)
 	}
 	if s.versionsOnly || len(compared) == 0 {
-		return list, nil
+		return list, states, nil
 	}
-	return list, s.compare(ctx, conn, list, states, compared)
+	return list, states, s.compare(ctx, conn, list, states, compared)
 }
 
 func (s *survey) compare(ctx context.Context, conn *pgx.Conn, list []SchemaStatus, states []state, compared []int) error {

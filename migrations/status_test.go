@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -165,4 +166,41 @@ func TestStatusLeavesNothing(t *testing.T) {
 	if _, err := migrations.Status(t.Context(), pool.Config().ConnString(), migrations.Schemas(tenancy.Schema{})); err == nil {
 		t.Error("the zero Schema gave no error")
 	}
+}
+
+// TestStatusBesideARun takes no schema for changed by hand that is migrated at that moment.
+func TestStatusBesideARun(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	schemas := tenants(t, 40)
+	all(t, pool, schemas)
+	more := []string{another}
+	for i := range 6 {
+		more = append(more, `ALTER TABLE idempotency_requests ADD COLUMN more_`+string(rune('a'+i))+` text;`)
+	}
+	next := migrations.WithFS(upTo(t, latest, more...))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if _, err := migrations.All(t.Context(), pool.Config().ConnString(), migrations.Schemas(schemas...), next, migrations.WithTries(100, time.Millisecond)); err != nil {
+			t.Error(err)
+		}
+	}()
+	for running := true; running; {
+		select {
+		case <-done:
+			running = false
+		default:
+		}
+		list, err := migrations.Status(t.Context(), pool.Config().ConnString(), migrations.Schemas(schemas...), next, migrations.WithLockTimeout(10*time.Second))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range list {
+			if s.Drift != nil || s.Err != nil {
+				t.Errorf("%s is %s at %d, %v: %v", s.Schema, s.Standing, s.Version, s.Err, s.Drift)
+			}
+		}
+	}
+	intact(t, pool, schemas, latest+7, next)
 }

@@ -68,6 +68,24 @@ func (f fixture) block(t testing.TB, schema tenancy.Schema) (unblock func()) {
 	return unblock
 }
 
+// idle waits until no statement of the program waits for a lock: after a stop the server is
+// asked to cancel what is under way, and may take its time.
+func (f fixture) idle(t testing.TB) {
+	t.Helper()
+	eventually(t, "nothing waits for a lock", func() bool { return f.waiting(t) == 0 })
+}
+
+// waiting returns how many statements of the program wait for a lock.
+func (f fixture) waiting(t testing.TB) (n int) {
+	t.Helper()
+	err := f.pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_catalog.pg_stat_activity
+		WHERE application_name = 'idem-tenants' AND datname = current_database() AND wait_event_type = 'Lock'`).Scan(&n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 func TestMigrateTheRegistry(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -176,10 +194,7 @@ func TestInterruptedMigrate(t *testing.T) {
 		unblock := f.block(t, tenants[0].Schema)
 		b := f.start(t, "migrate", "--json", "--workers", "4", "--lock-timeout", "1m")
 		eventually(t, "the migration waits for a lock, and the others are through", func() bool {
-			var n int
-			err := f.pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_catalog.pg_stat_activity
-				WHERE application_name = 'idem-tenants' AND datname = current_database() AND wait_event_type = 'Lock'`).Scan(&n)
-			return err == nil && n == 1 && f.version(t, tenants[1].Schema)+f.version(t, tenants[2].Schema)+f.version(t, tenants[3].Schema) == 3*migrations.Latest()
+			return f.waiting(t) == 1 && f.version(t, tenants[1].Schema)+f.version(t, tenants[2].Schema)+f.version(t, tenants[3].Schema) == 3*migrations.Latest()
 		})
 		b.stop(cause)
 		r := b.wait(t).expect(t, want)
@@ -192,10 +207,12 @@ func TestInterruptedMigrate(t *testing.T) {
 				t.Errorf("%+v, %v: its version was not noted", now, err)
 			}
 		}
+		f.idle(t)
 		unblock()
 	}
 	unblock := f.block(t, tenants[0].Schema)
 	f.run(t, "migrate", "--lock-timeout", "1m", "--max-duration", "100ms").expect(t, cli.ExitUnfinished, "stopped by        --max-duration", "not reached       1")
+	f.idle(t)
 	unblock()
 	f.run(t, "migrate").expect(t, cli.ExitOK, "migrated          1", "up to date        3")
 }

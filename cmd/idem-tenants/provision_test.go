@@ -150,12 +150,7 @@ func TestInterruptedProvision(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := f.start(t, append([]string{"provision", "--workers", "1"}, orgs...)...)
-	eventually(t, "it waits for the other", func() bool {
-		var n int
-		err := f.pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_catalog.pg_stat_activity
-			WHERE application_name = 'idem-tenants' AND datname = current_database() AND wait_event_type = 'Lock'`).Scan(&n)
-		return err == nil && n == 1
-	})
+	eventually(t, "it waits for the other", func() bool { return f.waiting(t) == 1 })
 	b.stop(cli.Signalled{Signal: syscall.SIGINT})
 	b.wait(t).expect(t, cli.ExitSignal+2, "0 of 8 tenants are through", "stopped by signal interrupt")
 	if err := tx.Rollback(t.Context()); err != nil {

@@ -133,7 +133,7 @@ func (s *Store) Transactional(opts ...TxOption) idempotency.Store {
 type txStore struct {
 	store   *Store
 	asks    time.Duration // before who waits first asks without having been told
-	options pgx.TxOptions
+	options db.EnterOptions
 	reruns  int
 
 	mu      sync.Mutex

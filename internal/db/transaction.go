@@ -3,6 +3,7 @@ package db
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -17,9 +18,19 @@ type Entered struct {
 	KeptBy pgtype.UUID // the nil UUID where no request is kept, or was not asked for
 }
 
+// EnterOptions say how a transaction begins.
+type EnterOptions struct {
+	pgx.TxOptions
+	TenantRole bool // it goes on as the role that has the schema's name
+}
+
+// becomeRole is one text for all tenants, unlike SET LOCAL ROLE, of which a connection would
+// keep one for each.
+const becomeRole = `SELECT set_config('role', $1::text, true)`
+
 // EnterSelect begins a transaction and runs [Queries.EnterTenant], [Queries.ClaimSelect]
 // and, if a kept request is asked for, [Queries.KeptBy] in it, all in one round trip.
-func (t Tenant) EnterSelect(ctx context.Context, b Batcher, options pgx.TxOptions, enter EnterTenantParams, arg ClaimSelectParams, kept *KeptByParams) (tx pgx.Tx, e Entered, err error) {
+func (t Tenant) EnterSelect(ctx context.Context, b Batcher, options EnterOptions, enter EnterTenantParams, arg ClaimSelectParams, kept *KeptByParams) (tx pgx.Tx, e Entered, err error) {
 	selection, err := t.texts.in(t.schema, claimSelect)
 	if err != nil {
 		return nil, e, err
@@ -29,11 +40,14 @@ func (t Tenant) EnterSelect(ctx context.Context, b Batcher, options pgx.TxOption
 		return nil, e, err
 	}
 	var batch pgx.Batch
-	batch.BeginTx(options)
+	batch.BeginTx(options.TxOptions)
 	batch.Queue(enterTenant, enter.SearchPath, enter.KeyLock)
 	batch.Queue(selection, arg.OrgID, arg.Key)
 	if kept != nil { // looked at under the lock: before that it may have been replaced or forgotten
 		batch.Queue(keeper, kept.OrgID, kept.Key, kept.RequestHash)
+	}
+	if options.TenantRole {
+		batch.Queue(becomeRole, strings.Trim(t.schema, `"`))
 	}
 	// What the handler does comes after this: a statement of its that fails can be undone
 	// alone, and does not give the lock away.
@@ -53,6 +67,11 @@ func (t Tenant) EnterSelect(ctx context.Context, b Batcher, options pgx.TxOption
 	e.Found = err == nil
 	if kept != nil {
 		if err := results.QueryRow().Scan(&e.KeptBy); err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			return nil, e, err
+		}
+	}
+	if options.TenantRole {
+		if _, err := results.Exec(); err != nil {
 			return nil, e, err
 		}
 	}

@@ -60,7 +60,7 @@ func (c *cuttable) Write(b []byte) (int, error) {
 	}
 	written, err := c.Conn.Write(b)
 	if n == c.messages+1 {
-		c.Conn.Close()
+		c.Close()
 		return 0, errCut
 	}
 	return written, err

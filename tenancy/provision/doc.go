@@ -19,4 +19,26 @@
 // database) and owns what is in them; with [WithTenantRoles] it makes roles as well
 // (CREATEROLE). The service itself should connect as another role, with no more than
 // [WithServiceRole] grants it.
+//
+// # A role for each tenant
+//
+// With [WithTenantRoles] a transaction of the service may shed its rights to all tenants but one:
+//
+//	tx, err := pool.Begin(ctx)
+//	_, err = tx.Exec(ctx, "SET LOCAL ROLE "+tenant.Schema.Quoted())
+//
+// which pgstore.WithTenantRole does for handlers in transactional mode. From then on PostgreSQL refuses it every other tenant's tables, so that a query which names
+// the wrong schema, or that somebody injected a table name into, fails. It does not hold
+// against SQL that takes the rights back. An injected RESET ROLE or SET ROLE needs a statement
+// of its own, which the extended protocol does not let anybody append (pgx uses it in all modes
+// but the simple protocol: do not use that one). But set_config('role', ...) does the same
+// from within any SELECT. So where SQL may be injected, take that function away from everyone
+// but the service's role itself, once in each database:
+//
+//	REVOKE EXECUTE ON FUNCTION pg_catalog.set_config(text, text, boolean) FROM PUBLIC;
+//	GRANT EXECUTE ON FUNCTION pg_catalog.set_config(text, text, boolean) TO service;
+//
+// and keep functions that run SQL from text with more rights than their caller's (SECURITY
+// DEFINER) away from the tenants' roles. A connection that logs in as the tenant is the only
+// one that has nothing to take back.
 package provision

@@ -114,9 +114,9 @@ func WithServiceRole(role string) Option {
 
 // WithTenantRoles makes a role for each tenant, of the schema's name, that cannot log in and
 // may use that schema alone; the service's role is made a member of it, so that a
-// transaction can become it by SET LOCAL ROLE. See the package documentation of pgstore for
-// what that keeps from an attacker, and for what it does not. Roles are the server's, not the
-// database's: two databases of one server must not have tenants of the same schema name.
+// transaction can become it by SET LOCAL ROLE; see the package documentation for what that
+// keeps from whom. Roles are the server's, not the database's: two databases of one server
+// must not have tenants of the same schema name.
 func WithTenantRoles() Option {
 	return func(p *Provisioner) error {
 		p.tenantRoles = true
