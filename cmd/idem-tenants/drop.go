@@ -50,7 +50,7 @@ With --json it prints one object.`,
 	a.yesFlag(flags)
 	flags.StringVar(&terms.confirm, "confirm", "", "`NAME` of the tenant's schema, in place of typing it in; with --yes")
 	flags.BoolVar(&terms.foreign, "foreign", false, "drop what is in the schema and not the library's as well")
-	terms.roles.flags(flags)
+	terms.roles.flags(flags, "; to be given with --tenant-roles", "drop the tenant's role as well, where provision made one")
 	return cmd
 }
 

@@ -35,9 +35,9 @@ type roleTerms struct {
 	tenants bool
 }
 
-func (r *roleTerms) flags(flags *pflag.FlagSet) {
-	flags.StringVar(&r.service, "service-role", "", "`ROLE` as which the service connects: it is granted the use of the tenant's schema")
-	flags.BoolFunc("tenant-roles", "each tenant has a role of its own, of the schema's name, that --service-role is a member of", cli.Boolean(&r.tenants))
+func (r *roleTerms) flags(flags *pflag.FlagSet, service, tenants string) {
+	flags.StringVar(&r.service, "service-role", "", "`ROLE` as which the service connects"+service)
+	flags.BoolFunc("tenant-roles", tenants, cli.Boolean(&r.tenants))
 }
 
 func (a *app) provisionVerb() *cobra.Command {
@@ -77,7 +77,8 @@ one that failed has an error.`,
 	flags.StringVar(&terms.prefix, "prefix", tenancy.DefaultPrefix, "`TEXT` in front of the 32 digits of the UUID in the name of a schema (default "+tenancy.DefaultPrefix+")")
 	flags.StringVar(&terms.schema, "schema", "", "`NAME` of the schema of the one tenant that is given, in place of one made of its UUID")
 	flags.StringVar(&terms.cluster, "cluster", "", "`NAME` of the cluster on which to make new tenants; see --server")
-	terms.roles.flags(flags)
+	terms.roles.flags(flags, ": it is granted the use of the tenant's schema",
+		"make a role for each tenant, of the schema's name, that may use that schema alone and that --service-role is a member of: for handlers that run under it (pgstore.WithTenantRole)")
 	flags.BoolFunc("quiet", "print failures only; --json prints its objects all the same", cli.Boolean(&terms.quiet))
 	return cmd
 }
@@ -148,7 +149,6 @@ func (a *app) provision(ctx context.Context, args []string, terms provisionTerms
 }
 
 func (a *app) reportProvisioned(org uuid.UUID, tenant registry.Tenant, err error, quiet bool) {
-	err = a.unregistered(err)
 	if a.json {
 		object := provisionJSON{OrgID: org}
 		if err != nil {
@@ -178,6 +178,10 @@ func (a *app) provisioner(ctx context.Context, roles roleTerms, opts ...provisio
 	tenants, err := a.registry(ctx)
 	if err != nil {
 		return nil, err
+	}
+	// Whether there is a registry is asked once, because a tenant's own schema may lack tables.
+	if _, err := tenants.Tenant(ctx, uuid.Max); err != nil && !errors.Is(err, tenancy.ErrUnknownTenant) {
+		return nil, a.unregistered(err)
 	}
 	pool, err := a.pool(ctx, "")
 	if err != nil {

@@ -89,6 +89,35 @@ func TestProvisionOptions(t *testing.T) {
 	f.run(t, "status", "--server", server).expect(t, cli.ExitOK, "up to date        4")
 }
 
+func TestTenantRoles(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	org := uuid.New()
+	service, schema := "service_"+strings.ReplaceAll(uuid.NewString(), "-", ""), schemaOf(t, org).String()
+	f.exec(t, `CREATE ROLE `+service)
+	t.Cleanup(func() {
+		if _, err := f.pool.Exec(context.Background(), `DROP ROLE `+service); err != nil {
+			t.Error(err)
+		}
+	})
+	roles := func() (n int) {
+		t.Helper()
+		if err := f.pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_catalog.pg_roles WHERE rolname = $1`, schema).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	f.run(t, "provision", org.String(), "--service-role", service, "--tenant-roles").expect(t, cli.ExitOK)
+	if roles() != 1 {
+		t.Error("the tenant has no role")
+	}
+	f.run(t, "suspend", "--yes", org.String()).expect(t, cli.ExitOK)
+	f.run(t, "drop", org.String(), "--yes", "--confirm", schema, "--service-role", service, "--tenant-roles").expect(t, cli.ExitOK)
+	if roles() != 0 {
+		t.Error("the tenant's role is left")
+	}
+}
+
 func TestProvisionFailures(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -102,6 +131,14 @@ func TestProvisionFailures(t *testing.T) {
 			t.Errorf("%+v", one)
 		}
 	}
+
+	// A table that a tenant lacks is not the registry's.
+	broken := f.behind(t)
+	if _, err := f.tenants.SetState(t.Context(), broken.OrgID, registry.Provisioning); err != nil {
+		t.Fatal(err)
+	}
+	f.exec(t, `DROP TABLE `+broken.Schema.Quoted()+`.idempotency_steps`)
+	f.run(t, "provision", broken.OrgID.String()).expect(t, cli.ExitFailed, broken.OrgID.String()+": ", "(SQLSTATE 42P01)").without(t, "idem-tenants init")
 
 	bad := filepath.Join(t.TempDir(), "tenants")
 	fresh := uuid.New()
