@@ -47,3 +47,13 @@ SELECT pg_advisory_xact_lock(@lock_key::bigint);
 -- JoinCommits gives the transaction an ID, so that its commit waits for all that commits
 -- before it wait for: a standby that confirms them, say.
 SELECT pg_current_xact_id()::text AS xid;
+
+-- name: TableSizes :many
+-- TableSizes returns how much room the tables of a schema take on the disk, with their
+-- indexes and what is stored out of line.
+SELECT c.relname::text AS name, pg_total_relation_size(c.oid::regclass)::bigint AS bytes
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = @schema::text AND c.relkind = 'r'
+  AND c.relname IN ('idempotency_records', 'idempotency_steps', 'idempotency_requests')
+ORDER BY c.relname;

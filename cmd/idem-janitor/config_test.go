@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgidem/pgidem/internal/cli"
 )
 
 const anyURL = "postgres://janitor@localhost/app"
@@ -43,7 +45,7 @@ func TestBadFlagsAndVariables(t *testing.T) {
 				args = append([]string{"--database-url", anyURL}, args...)
 			}
 			r := janitorRunEnv(t, test.env, args...)
-			r.expect(t, exitUsage, test.want...)
+			r.expect(t, cli.ExitUsage, test.want...)
 			if r.stdout != "" || strings.Contains(r.stderr, "hunter2") {
 				t.Errorf("%+v", r)
 			}
@@ -69,7 +71,7 @@ func TestMalformedURLIsNotPrinted(t *testing.T) {
 		"hunter2",
 	} {
 		r := janitorRunEnv(t, map[string]string{"DATABASE_URL": databaseURL})
-		r.expect(t, exitUsage, "DATABASE_URL")
+		r.expect(t, cli.ExitUsage, "DATABASE_URL")
 		for _, part := range []string{"hun", "ter2"} {
 			if strings.Contains(r.stdout+r.stderr, part) {
 				t.Errorf("%s: the output has part of the password: %s", databaseURL, r.stderr)
@@ -127,7 +129,7 @@ func TestDefaults(t *testing.T) {
 	if cfg.interval != 0 || cfg.batch != 2000 || cfg.workers != 4 || cfg.maxDuration != 0 || cfg.dryRun {
 		t.Errorf("%+v", cfg)
 	}
-	if cfg.pool.MinConns != 0 || cfg.pool.MaxConns != 4 || cfg.pool.ConnConfig.ConnectTimeout != connectTimeout {
+	if cfg.pool.MinConns != 0 || cfg.pool.MaxConns != 4 || cfg.pool.ConnConfig.ConnectTimeout != cli.ConnectTimeout {
 		t.Errorf("%+v", cfg.pool)
 	}
 	// PgBouncer refuses parameters that it does not know.
@@ -140,7 +142,7 @@ func TestHelpAndVersion(t *testing.T) {
 	t.Parallel()
 	for _, arg := range []string{"--help", "-help", "-h"} {
 		r := janitorRun(t, arg)
-		r.expect(t, exitOK, "Examples:", "Exit codes:", "--dry-run   [IDEM_JANITOR_DRY_RUN]", "--database-url URL   [DATABASE_URL]")
+		r.expect(t, cli.ExitOK, "Examples:", "Exit codes:", "--dry-run   [IDEM_JANITOR_DRY_RUN]", "--database-url URL   [DATABASE_URL]")
 		new(config).flags().VisitAll(func(f *flag.Flag) {
 			if !strings.Contains(r.stdout, "  --"+f.Name) || !strings.Contains(r.stdout, variable(f.Name)) {
 				t.Errorf("--%s is not in the help", f.Name)
@@ -150,7 +152,7 @@ func TestHelpAndVersion(t *testing.T) {
 			t.Errorf("stderr %q", r.stderr)
 		}
 	}
-	if r := janitorRun(t, "--version"); r.code != exitOK || !strings.HasPrefix(r.stdout, "idem-janitor ") || r.stderr != "" {
+	if r := janitorRun(t, "--version"); r.code != cli.ExitOK || !strings.HasPrefix(r.stdout, "idem-janitor ") || r.stderr != "" {
 		t.Errorf("%+v", r)
 	}
 }

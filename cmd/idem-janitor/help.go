@@ -4,6 +4,8 @@ import (
 	"flag"
 	"fmt"
 	"strings"
+
+	"github.com/pgidem/pgidem/internal/cli"
 )
 
 const helpHead = `idem-janitor deletes the expired idempotency records of all tenants of a database.
@@ -50,24 +52,8 @@ func helpText() string {
 		if name := variable(f.Name); name != "" {
 			text.WriteString("   [" + name + "]")
 		}
-		text.WriteString("\n" + indent(usage+"."))
+		text.WriteString("\n" + cli.Indent(usage+"."))
 	})
 	text.WriteString(helpTail)
 	return text.String()
-}
-
-// indent wraps a text into indented lines of at most 84 characters.
-func indent(text string) string {
-	const margin, width = "       ", 84
-	var wrapped strings.Builder
-	line := margin
-	for word := range strings.FieldsSeq(text) {
-		if len(line)+1+len(word) > width {
-			wrapped.WriteString(line + "\n")
-			line = margin
-		}
-		line += " " + word
-	}
-	wrapped.WriteString(line + "\n")
-	return wrapped.String()
 }

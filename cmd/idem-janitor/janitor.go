@@ -10,10 +10,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgidem/pgidem/idempotency/pgstore"
+	"github.com/pgidem/pgidem/internal/cli"
 	"github.com/pgidem/pgidem/tenancy"
 )
 
@@ -72,18 +72,18 @@ func (r round) records() (n int64) {
 }
 
 func (r round) exitCode() int {
-	sig, bySignal := errors.AsType[signalled](r.stopped)
+	code, bySignal := cli.ExitOf(r.stopped)
 	switch {
 	case r.err != nil:
-		return exitUnreachable
+		return cli.ExitUnreachable
 	case r.count(failed) > 0:
-		return exitFailed
+		return cli.ExitFailed
 	case bySignal:
-		return exitSignal + int(sig.Signal)
+		return code
 	case r.stopped != nil:
-		return exitUnfinished
+		return cli.ExitUnfinished
 	}
-	return exitOK
+	return cli.ExitOK
 }
 
 // janitor runs rounds, one after the other.
@@ -124,7 +124,7 @@ func (j *janitor) sweep(ctx context.Context, r *round) {
 		r.err = err
 		return
 	}
-	defer closePool(pool)
+	defer cli.ClosePool(pool)
 	schemas, err := j.tenants(ctx, pool, r)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, errMaxDuration) {
@@ -175,20 +175,6 @@ func (j *janitor) tenants(ctx context.Context, pool *pgxpool.Pool, r *round) ([]
 	return schemas, nil
 }
 
-// closePool closes the pool, but does not wait for long for connections to a
-// server that no longer answers: their last words have a timeout of their own.
-func closePool(pool *pgxpool.Pool) {
-	closed := make(chan struct{})
-	go func() {
-		defer close(closed)
-		pool.Close()
-	}()
-	select {
-	case <-closed:
-	case <-time.After(abandonDelay):
-	}
-}
-
 // visit is one way through all tenants.
 type visit struct {
 	cfg    config
@@ -232,9 +218,9 @@ func (v *visit) tenant(ctx context.Context, o *outcome) {
 		case err == nil:
 			o.state = done
 			return
-		case ctx.Err() != nil && (isLost(err) || isCancelled(err)):
+		case ctx.Err() != nil && (cli.IsLost(err) || cli.IsCancelled(err)):
 			return // left
-		case isLost(err) && !retry:
+		case cli.IsLost(err) && !retry:
 			if pingErr := v.ping(ctx); pingErr != nil {
 				v.giveUp(errLost{pingErr})
 				return // left
@@ -285,19 +271,4 @@ func (v *visit) isGone(ctx context.Context, schema tenancy.Schema, err error) bo
 	// error; counting runs no triggers.
 	_, err = pgstore.CountExpired(ctx, v.pool, schema)
 	return errors.Is(err, tenancy.ErrUnknownTenant)
-}
-
-// isLost reports whether an error is of the connection, not of a statement.
-func isLost(err error) bool {
-	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
-		return true
-	}
-	pgErr, ok := errors.AsType[*pgconn.PgError](err)
-	return !ok || pgErr.SeverityUnlocalized == "FATAL" || pgErr.SeverityUnlocalized == "PANIC"
-}
-
-// isCancelled reports whether the server cancelled the statement on request.
-func isCancelled(err error) bool {
-	pgErr, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && pgErr.Code == "57014" // query_canceled
 }

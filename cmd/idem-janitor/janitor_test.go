@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgidem/pgidem/internal/cli"
 	"github.com/pgidem/pgidem/internal/pgtest"
 	"github.com/pgidem/pgidem/tenancy"
 )
@@ -38,7 +39,7 @@ func TestPurgesAllTenants(t *testing.T) {
 	}
 	idle := newTenant(t, url)
 
-	janitorRun(t, "--database-url", url, "--batch", "7").expect(t, exitOK,
+	janitorRun(t, "--database-url", url, "--batch", "7").expect(t, cli.ExitOK,
 		"7 tenants, 630 records deleted", " 0 failed", tenants[0].String()+": 30 records deleted\n", tenants[5].String()+": 180 records deleted\n")
 	for _, schema := range tenants {
 		if got, want := keys(t, pool, schema), kindNames(present); !slices.Equal(got, want) {
@@ -49,7 +50,7 @@ func TestPurgesAllTenants(t *testing.T) {
 		}
 	}
 	again := janitorRun(t, "--database-url", url)
-	again.expect(t, exitOK, "7 tenants, 0 records deleted")
+	again.expect(t, cli.ExitOK, "7 tenants, 0 records deleted")
 	if lines := strings.Count(again.stdout, "\n"); lines != 1 || strings.Contains(again.stdout, idle.String()) {
 		t.Errorf("idle tenants take lines: %q", again.stdout)
 	}
@@ -64,18 +65,18 @@ func TestDryRunCountsWhatAPurgeDeletes(t *testing.T) {
 		fill(t, pool, schema, 3, present...)
 	}
 	dry := janitorRun(t, "--database-url", url, "--json", "--dry-run")
-	dry.expect(t, exitOK)
+	dry.expect(t, cli.ExitOK)
 	counted := dry.roundOf(t)
 	if counted.WouldDelete == nil || *counted.WouldDelete != 99 || counted.Deleted != 0 || !counted.DryRun {
 		t.Errorf("dry run: %s", dry.stdout)
 	}
 	wet := janitorRun(t, "--database-url", url, "--json")
-	wet.expect(t, exitOK)
+	wet.expect(t, cli.ExitOK)
 	purged := wet.roundOf(t)
 	if purged.Deleted != 99 || purged.WouldDelete != nil || !slices.Equal(purged.Purged, counted.Purged) {
 		t.Errorf("purge %s after the dry run %s", wet.stdout, dry.stdout)
 	}
-	janitorRun(t, "--database-url", url, "--dry-run").expect(t, exitOK, "3 tenants, 0 records to delete")
+	janitorRun(t, "--database-url", url, "--dry-run").expect(t, cli.ExitOK, "3 tenants, 0 records to delete")
 }
 
 func TestOneTenantsFailureDoesNotStopTheRest(t *testing.T) {
@@ -92,7 +93,7 @@ func TestOneTenantsFailureDoesNotStopTheRest(t *testing.T) {
 
 	for _, workers := range []string{"1", "4"} {
 		text := janitorRun(t, "--database-url", url, "--workers", workers)
-		text.expect(t, exitFailed, "5 tenants", "2 failed")
+		text.expect(t, cli.ExitFailed, "5 tenants", "2 failed")
 		for _, want := range []string{raising.String() + ": ", "ERROR: legal hold (SQLSTATE P0001)", diverged.String() + ": ", "(SQLSTATE 42703)"} {
 			if !strings.Contains(text.stderr, want) {
 				t.Errorf("%q is not in the errors %q", want, text.stderr)
@@ -107,7 +108,7 @@ func TestOneTenantsFailureDoesNotStopTheRest(t *testing.T) {
 	}
 
 	object := janitorRun(t, "--database-url", url, "--json")
-	object.expect(t, exitFailed)
+	object.expect(t, cli.ExitFailed)
 	r := object.roundOf(t)
 	if r.Tenants != 5 || r.Done != 3 || r.Failed != 2 || r.Deleted != 12 || len(r.Failures) != 2 || object.stderr != "" {
 		t.Errorf("%s%s", object.stdout, object.stderr)
@@ -126,7 +127,7 @@ func TestFailureOfAMissingTableElsewhereIsNoDrop(t *testing.T) {
 	fill(t, pool, schema, 1, expired)
 	exec(t, pool, `CREATE FUNCTION `+schema.Quoted()+`.note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO nowhere VALUES (1); RETURN OLD; END'`)
 	exec(t, pool, `CREATE TRIGGER note BEFORE DELETE ON `+schema.Quoted()+`.idempotency_records FOR EACH ROW EXECUTE FUNCTION `+schema.Quoted()+`.note()`)
-	janitorRun(t, "--database-url", url).expect(t, exitFailed, "(SQLSTATE 42P01)", "1 failed")
+	janitorRun(t, "--database-url", url).expect(t, cli.ExitFailed, "(SQLSTATE 42P01)", "1 failed")
 }
 
 func TestTenantDroppedMeanwhile(t *testing.T) {
@@ -148,7 +149,7 @@ func TestTenantDroppedMeanwhile(t *testing.T) {
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	b.wait(t).expect(t, exitOK, "2 tenants, 1 record deleted", "0 failed, 1 dropped meanwhile", schema.String()+": dropped meanwhile\n")
+	b.wait(t).expect(t, cli.ExitOK, "2 tenants, 1 record deleted", "0 failed, 1 dropped meanwhile", schema.String()+": dropped meanwhile\n")
 }
 
 func TestSchemaFlag(t *testing.T) {
@@ -159,25 +160,25 @@ func TestSchemaFlag(t *testing.T) {
 		fill(t, pool, schema, 2, expired)
 	}
 	janitorRun(t, "--database-url", url, "-schema", a.String(), "--schema="+a.String()+", "+b.String()).
-		expect(t, exitOK, "2 tenants, 4 records deleted")
+		expect(t, cli.ExitOK, "2 tenants, 4 records deleted")
 	if n := size(t, pool, c); n != 2 {
 		t.Errorf("%s was not named, and holds %d records", c, n)
 	}
 	janitorRun(t, "--database-url", url, "--schema", "tenant_nobody,"+c.String()).
-		expect(t, exitFailed, "tenant_nobody: ", "unknown tenant", "2 tenants, 2 records deleted", "1 failed")
+		expect(t, cli.ExitFailed, "tenant_nobody: ", "unknown tenant", "2 tenants, 2 records deleted", "1 failed")
 }
 
 func TestNoTenants(t *testing.T) {
 	t.Parallel()
 	pool, url := newPool(t)
-	janitorRun(t, "--database-url", url).expect(t, exitOK, "no tenants: ")
+	janitorRun(t, "--database-url", url).expect(t, cli.ExitOK, "no tenants: ")
 	if r := janitorRun(t, "--database-url", url, "--json").roundOf(t); r.Tenants != 0 || r.Purged == nil || r.Failures == nil {
 		t.Errorf("%+v", r)
 	}
 
 	exec(t, pool, `CREATE TABLE public.idempotency_records (lease_until timestamptz)`)
 	unfit := janitorRun(t, "--database-url", url, "--quiet")
-	unfit.expect(t, exitOK, "warning: not visited: ", `"public"`)
+	unfit.expect(t, cli.ExitOK, "warning: not visited: ", `"public"`)
 	if unfit.stdout != "" {
 		t.Errorf("stdout %q", unfit.stdout)
 	}
@@ -194,7 +195,7 @@ func TestQuiet(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	r := janitorRun(t, "--database-url", url, "--quiet", "--schema", "tenant_nobody")
-	r.expect(t, exitFailed, "tenant_nobody: ")
+	r.expect(t, cli.ExitFailed, "tenant_nobody: ")
 	if r.stdout != "" || strings.Count(r.stderr, "\n") != 1 {
 		t.Errorf("%+v", r)
 	}
@@ -210,7 +211,7 @@ func TestMaxDuration(t *testing.T) {
 
 	began := time.Now()
 	r := janitorRun(t, "--database-url", url, "--max-duration", "2s", "--json", "--workers", "2")
-	r.expect(t, exitUnfinished)
+	r.expect(t, cli.ExitUnfinished)
 	if got := r.roundOf(t); got.Left != 1 || got.Done != 1 || got.Failed != 0 || got.Deleted != 2 || got.Stopped != "--max-duration" {
 		t.Errorf("%s", r.stdout)
 	}
@@ -218,9 +219,9 @@ func TestMaxDuration(t *testing.T) {
 		t.Errorf("took %s", took)
 	}
 	janitorRun(t, "--database-url", url, "--max-duration", "2s", "--workers", "1", "--schema", stuck.String()).
-		expect(t, exitUnfinished, "1 left for the next run (by --max-duration)")
+		expect(t, cli.ExitUnfinished, "1 left for the next run (by --max-duration)")
 	unblock()
-	janitorRun(t, "--database-url", url, "--max-duration", "1h").expect(t, exitOK, "2 tenants, 2 records deleted")
+	janitorRun(t, "--database-url", url, "--max-duration", "1h").expect(t, cli.ExitOK, "2 tenants, 2 records deleted")
 }
 
 func TestOrder(t *testing.T) {
@@ -260,8 +261,8 @@ func TestTimeouts(t *testing.T) {
 	pool, url := newPool(t)
 	schema := newTenant(t, url)
 	block(t, pool, schema)
-	janitorRun(t, "--database-url", url, "--lock-timeout", "20ms").expect(t, exitFailed, schema.String()+": ", "(SQLSTATE 55P03)")
-	janitorRun(t, "--database-url", url, "--statement-timeout", "20ms").expect(t, exitFailed, schema.String()+": ", "(SQLSTATE 57014)")
+	janitorRun(t, "--database-url", url, "--lock-timeout", "20ms").expect(t, cli.ExitFailed, schema.String()+": ", "(SQLSTATE 55P03)")
+	janitorRun(t, "--database-url", url, "--statement-timeout", "20ms").expect(t, cli.ExitFailed, schema.String()+": ", "(SQLSTATE 57014)")
 }
 
 func TestStopLetsTheStatementFinish(t *testing.T) {
@@ -272,10 +273,10 @@ func TestStopLetsTheStatementFinish(t *testing.T) {
 	unblock := block(t, pool, schema)
 	b := start(t, "--database-url", url, "--json", "--batch", "4")
 	blocked(t, pool)
-	b.stop(signalled{syscall.SIGTERM})
+	b.stop(cli.Signalled{Signal: syscall.SIGTERM})
 	unblock()
 	r := b.wait(t)
-	r.expect(t, exitSignal+15)
+	r.expect(t, cli.ExitSignal+15)
 	if got := r.roundOf(t); got.Deleted != 4 || got.Left != 1 || got.Failed != 0 || got.Stopped != "signal terminated" {
 		t.Errorf("%s", r.stdout)
 	}
@@ -288,11 +289,11 @@ func TestStopBeforeTheTenantsAreListed(t *testing.T) {
 	t.Parallel()
 	_, url := newPool(t)
 	ctx, stop := context.WithCancelCause(t.Context())
-	stop(signalled{syscall.SIGINT})
+	stop(cli.Signalled{Signal: syscall.SIGINT})
 	var stdout, stderr bytes.Buffer
 	code := run(ctx, []string{"--json", "--database-url", url}, func(string) string { return "" }, &stdout, &stderr)
 	r := result{code, stdout.String(), stderr.String()}
-	r.expect(t, exitSignal+2)
+	r.expect(t, cli.ExitSignal+2)
 	if got := r.roundOf(t); got.Stopped != "signal interrupt" || got.Error != "" {
 		t.Errorf("%s", r.stdout)
 	}
@@ -315,7 +316,7 @@ func TestSeveralJanitors(t *testing.T) {
 	var deleted int64
 	for _, b := range janitors {
 		r := b.wait(t)
-		r.expect(t, exitOK)
+		r.expect(t, cli.ExitOK)
 		deleted += r.roundOf(t).Deleted
 	}
 	// What one of them had locked the others may have passed by.
@@ -341,7 +342,7 @@ func TestLostConnectionIsTriedAgain(t *testing.T) {
 	exec(t, pool, fmt.Sprintf("SELECT pg_catalog.pg_terminate_backend(%d)", pid))
 	blocked(t, pool, pid)
 	unblock()
-	b.wait(t).expect(t, exitOK, "1 tenant, 3 records deleted")
+	b.wait(t).expect(t, cli.ExitOK, "1 tenant, 3 records deleted")
 }
 
 func TestUnreachable(t *testing.T) {
@@ -360,7 +361,7 @@ func TestUnreachable(t *testing.T) {
 	} {
 		for _, mode := range []string{"--quiet", "--json", "--dry-run"} {
 			r := janitorRunEnv(t, map[string]string{"DATABASE_URL": databaseURL}, mode)
-			r.expect(t, exitUnreachable, "connect: ")
+			r.expect(t, cli.ExitUnreachable, "connect: ")
 			if strings.Contains(r.stdout+r.stderr, password) {
 				t.Errorf("the password is printed: %s%s", r.stdout, r.stderr)
 			}
@@ -391,8 +392,8 @@ func TestDatabaseAwayInBetween(t *testing.T) {
 	fill(t, pool, schema, 5, expired)
 	eventually(t, "a purge after the database came back", func() bool { return size(t, pool, schema) == 0 })
 
-	b.stop(signalled{syscall.SIGTERM})
-	b.wait(t).expect(t, exitOK)
+	b.stop(cli.Signalled{Signal: syscall.SIGTERM})
+	b.wait(t).expect(t, cli.ExitOK)
 }
 
 func TestDatabaseGoesAwayMidway(t *testing.T) {
@@ -410,7 +411,7 @@ func TestDatabaseGoesAwayMidway(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := b.wait(t)
-	r.expect(t, exitUnreachable, "the database went away")
+	r.expect(t, cli.ExitUnreachable, "the database went away")
 	if got := r.roundOf(t); got.Left == 0 || got.Failed != 0 || got.Done+got.Left != 6 {
 		t.Errorf("%s", r.stdout)
 	}

@@ -2,14 +2,13 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/pgidem/pgidem/internal/cli"
 )
 
 // jsonReport prints one object a round.
@@ -54,7 +53,7 @@ func (*jsonReport) tenant(outcome) {}
 
 func (j *jsonReport) end(r round) {
 	object := roundJSON{
-		StartedAt: r.started.UTC(), Seconds: toMillisecond(r.duration).Seconds(), DryRun: j.dryRun,
+		StartedAt: r.started.UTC(), Seconds: cli.ToMillisecond(r.duration).Seconds(), DryRun: j.dryRun,
 		Tenants: len(r.tenants), Done: r.count(done), Failed: r.count(failed), Dropped: r.count(dropped), Left: r.count(left),
 		Purged: []tenantJSON{}, Failures: []failureJSON{},
 	}
@@ -70,10 +69,7 @@ func (j *jsonReport) end(r round) {
 			object.Purged = append(object.Purged, tenant)
 		}
 		if o.state == failed {
-			failure := failureJSON{tenantJSON: tenant, Error: o.err.Error()}
-			if pgErr, ok := errors.AsType[*pgconn.PgError](o.err); ok {
-				failure.SQLState = pgErr.Code
-			}
+			failure := failureJSON{tenantJSON: tenant, Error: o.err.Error(), SQLState: cli.SQLState(o.err)}
 			object.Failures = append(object.Failures, failure)
 		}
 	}
@@ -81,7 +77,7 @@ func (j *jsonReport) end(r round) {
 		object.Stopped = r.stopped.Error()
 	}
 	if r.unfit != nil {
-		object.Warning = oneLine(r.unfit)
+		object.Warning = cli.OneLine(r.unfit)
 	}
 	if r.err != nil {
 		object.Error = r.err.Error()

@@ -3,14 +3,14 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"sync"
 	"text/tabwriter"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
-	"golang.org/x/term"
+
+	"github.com/pgidem/pgidem/internal/cli"
 )
 
 // reporter tells what happens. Its methods may be called by all workers at once.
@@ -27,14 +27,9 @@ func newReport(cfg config, getenv func(string) string, stdout, stderr io.Writer)
 	}
 	return &textReport{
 		out: stdout, err: stderr, quiet: cfg.quiet, dryRun: cfg.dryRun,
-		terminal: !cfg.quiet && getenv("TERM") != "dumb" && isTerminal(stdout) && isTerminal(stderr),
+		terminal: !cfg.quiet && cli.CanDraw(getenv, stdout, stderr),
 		every:    progressEvery,
 	}
-}
-
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // progressEvery is how often a line tells how far a round is where there is no bar.
@@ -92,7 +87,7 @@ func (t *textReport) tenant(o outcome) {
 	switch {
 	case o.state == failed:
 		t.clear()
-		t.errf("%s: %s%s", o.schema, t.partly(o.records), oneLine(o.err))
+		t.errf("%s: %s%s", o.schema, t.partly(o.records), cli.OneLine(o.err))
 	case o.state == dropped:
 		t.clear()
 		t.outf("%s: dropped meanwhile", o.schema)
@@ -125,10 +120,10 @@ func (t *textReport) end(r round) {
 	t.clear()
 	t.bar = nil
 	if r.unfit != nil {
-		t.errf("warning: not visited: %s", oneLine(r.unfit))
+		t.errf("warning: not visited: %s", cli.OneLine(r.unfit))
 	}
 	if r.err != nil {
-		t.errf("%s", oneLine(r.err))
+		t.errf("%s", cli.OneLine(r.err))
 	}
 	switch {
 	case len(r.tenants) == 0 && r.err == nil && r.stopped == nil:
@@ -147,8 +142,8 @@ func (t *textReport) line(r round) {
 	if r.stopped != nil || r.err != nil {
 		ended = "ended after"
 	}
-	_, _ = fmt.Fprintf(&b, "%s %s: %s, %s%s, %d failed", ended, toMillisecond(r.duration),
-		plural(int64(len(r.tenants)), "tenant"), t.count(r.records()), t.rate(r.records(), r.duration), r.count(failed))
+	_, _ = fmt.Fprintf(&b, "%s %s: %s, %s%s, %d failed", ended, cli.ToMillisecond(r.duration),
+		cli.Plural(int64(len(r.tenants)), "tenant"), t.count(r.records()), t.rate(r.records(), r.duration), r.count(failed))
 	if n := r.count(dropped); n > 0 {
 		_, _ = fmt.Fprintf(&b, ", %d dropped meanwhile", n)
 	}
@@ -177,7 +172,7 @@ func (t *textReport) table(r round) {
 	if r.stopped != nil {
 		row("ended by", r.stopped)
 	}
-	row("duration", toMillisecond(r.duration))
+	row("duration", cli.ToMillisecond(r.duration))
 	_ = w.Flush()
 }
 
@@ -206,13 +201,8 @@ func (t *textReport) action() string {
 	return "deleted"
 }
 
-func (t *textReport) count(records int64) string { return plural(records, "record") + " " + t.action() }
-
-func plural(n int64, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
+func (t *textReport) count(records int64) string {
+	return cli.Plural(records, "record") + " " + t.action()
 }
 
 func (t *textReport) partly(n int64) string {
@@ -227,11 +217,4 @@ func (t *textReport) rate(n int64, d time.Duration) string {
 		return ""
 	}
 	return fmt.Sprintf(" (%.0f/s)", float64(n)/d.Seconds())
-}
-
-func toMillisecond(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
-
-// oneLine is an error of several lines on one.
-func oneLine(err error) string {
-	return strings.NewReplacer(":\n\t", ": ", "\n\t", "; ", "\n", "; ").Replace(err.Error())
 }

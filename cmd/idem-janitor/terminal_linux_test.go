@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/term"
+
+	"github.com/pgidem/pgidem/internal/cli"
 )
 
 // openTerminal returns the two ends of a pseudo-terminal.
@@ -87,11 +89,11 @@ func TestBarOnATerminal(t *testing.T) {
 			}
 			switch name {
 			case "bar":
-				if code != exitOK || !strings.Contains(seen, "records to delete  500") || !strings.Contains(seen, ": 100 records to delete") {
+				if code != cli.ExitOK || !strings.Contains(seen, "records to delete  500") || !strings.Contains(seen, ": 100 records to delete") {
 					t.Errorf("code %d: %q", code, seen)
 				}
 			case "bar purge":
-				if code != exitFailed || !strings.Contains(seen, "failures         1") {
+				if code != cli.ExitFailed || !strings.Contains(seen, "failures         1") {
 					t.Errorf("code %d: %q", code, seen)
 				}
 			}

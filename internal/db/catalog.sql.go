@@ -135,6 +135,42 @@ func (q *Queries) RequestSchemas(ctx context.Context) ([]string, error) {
 	return items, nil
 }
 
+const tableSizes = `-- name: TableSizes :many
+SELECT c.relname::text AS name, pg_total_relation_size(c.oid::regclass)::bigint AS bytes
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = $1::text AND c.relkind = 'r'
+  AND c.relname IN ('idempotency_records', 'idempotency_steps', 'idempotency_requests')
+ORDER BY c.relname
+`
+
+type TableSizesRow struct {
+	Name  string
+	Bytes int64
+}
+
+// TableSizes returns how much room the tables of a schema take on the disk, with their
+// indexes and what is stored out of line.
+func (q *Queries) TableSizes(ctx context.Context, schema string) ([]TableSizesRow, error) {
+	rows, err := q.db.Query(ctx, tableSizes, schema)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []TableSizesRow
+	for rows.Next() {
+		var i TableSizesRow
+		if err := rows.Scan(&i.Name, &i.Bytes); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const tenantSchemas = `-- name: TenantSchemas :many
 SELECT n.nspname::text AS schema
 FROM pg_catalog.pg_class AS c

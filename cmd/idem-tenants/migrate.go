@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pgidem/pgidem/internal/cli"
+	"github.com/pgidem/pgidem/migrations"
+)
+
+// migrateTerms are what the flags of migrate say.
+type migrateTerms struct {
+	choice                        choice
+	workers, tries                int
+	dryRun, quiet                 bool
+	lockTimeout, statementTimeout time.Duration
+	maxDuration                   time.Duration
+}
+
+const (
+	maxWorkers = 64
+	maxTries   = 1000
+)
+
+func (a *app) migrateVerb() *cobra.Command {
+	terms := migrateTerms{workers: 4, tries: 10, lockTimeout: time.Second, statementTimeout: time.Minute}
+	cmd := &cobra.Command{
+		Use:   "migrate",
+		Short: "migrate the schemas of all tenants to the newest version.",
+		Long: `idem-tenants migrate makes the schemas that are missing and migrates those that are
+behind: of all tenants of the registry that are active or suspended, and notes the
+versions there; or, with --all-schemas or --schema, without the registry.
+
+It may be stopped and run again, and continues; runs at the same time share the work. Each
+migration is a transaction. A tenant that fails stops no other. One whose tables are in
+use is put back when the lock timeout is over, and tried again later, so that it is never
+held up for longer than that. Tenants that are newer than this program are left alone.
+
+A bar shows how far it is on a terminal, and a line every 10 seconds elsewhere. With --json
+it prints one object at the end: counts, what was changed, and failures with their
+SQLSTATE.`,
+		Example: `  idem-tenants migrate --dry-run
+  idem-tenants migrate --workers 8
+  idem-tenants migrate --all-schemas --max-duration 10m --json`,
+		Args:              arguments(0, 0, "no arguments"),
+		ValidArgsFunction: noFiles,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return a.migrate(cmd.Context(), terms) },
+	}
+	flags := cmd.Flags()
+	terms.choice.flags(flags)
+	flags.BoolFunc("dry-run", "say what would be done, and do nothing", cli.Boolean(&terms.dryRun))
+	flags.Func("workers", "migrate `N` tenants at the same time, over a connection each (default 4)", cli.Number(&terms.workers, maxWorkers))
+	flags.Func("tries", "try a tenant that is in use `N` times, with growing pauses (default 10, which takes half a minute)", cli.Number(&terms.tries, maxTries))
+	flags.Func("lock-timeout", "put a tenant back that makes a migration wait for a lock for `D`; requests of the tenant wait behind it (default 1s)", cli.Duration(&terms.lockTimeout))
+	flags.Func("statement-timeout", "have the server end a statement that takes `D`; that tenant then failed. 0 sets no limit (default 1m)", cli.Duration(&terms.statementTimeout))
+	flags.Func("max-duration", "end after `D`, and leave the rest to the next run; 0 sets no limit (default 0)", cli.Duration(&terms.maxDuration))
+	flags.BoolFunc("quiet", "print failures and warnings only; --json prints its object all the same", cli.Boolean(&terms.quiet))
+	return cmd
+}
+
+// errMaxDuration is the cause of a context that --max-duration ended.
+var errMaxDuration = errors.New("--max-duration")
+
+// migrated is what became of a tenant.
+type migrated struct {
+	migrations.Result
+	target  target
+	cluster string
+}
+
+// busy reports whether a tenant was left because others had it in use.
+func (m migrated) busy() bool {
+	return m.Outcome == migrations.Failed && errors.Is(m.Err, migrations.ErrBusy)
+}
+
+// migrateRun is what a run has come to.
+type migrateRun struct {
+	started  time.Time
+	duration time.Duration
+	dryRun   bool
+	chosen   chosen
+	ended    []migrated // those with nothing to do are only counted
+	current  int
+	stopped  error // why tenants were left: errMaxDuration, or a signal
+	err      error // the server was not to be reached any more
+	noted    error // versions that could not be noted in the registry
+}
+
+func (r migrateRun) count(outcome migrations.Outcome) (n int) {
+	for _, m := range r.ended {
+		if m.Outcome == outcome && !m.busy() {
+			n++
+		}
+	}
+	return n
+}
+
+func (r migrateRun) busy() (n int) {
+	for _, m := range r.ended {
+		if m.busy() {
+			n++
+		}
+	}
+	return n
+}
+
+// left is how many tenants were not come to.
+func (r migrateRun) left() int { return r.chosen.tenants - r.current - len(r.ended) }
+
+func (r migrateRun) exitCode() int {
+	code, bySignal := cli.ExitOf(r.stopped)
+	switch {
+	case r.err != nil:
+		return cli.ExitUnreachable
+	case r.count(migrations.Failed) > 0 || r.noted != nil:
+		return cli.ExitFailed
+	case bySignal:
+		return code
+	case r.stopped != nil || r.busy() > 0:
+		return cli.ExitUnfinished
+	}
+	return cli.ExitOK
+}
+
+func (a *app) migrate(ctx context.Context, terms migrateTerms) error {
+	if terms.lockTimeout == 0 {
+		return usagef("--lock-timeout: give a millisecond at least: a migration that waits has all requests of its tenant wait behind it")
+	}
+	caller := ctx
+	if terms.maxDuration > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, terms.maxDuration, errMaxDuration)
+		defer cancel()
+	}
+	run := migrateRun{started: time.Now(), dryRun: terms.dryRun}
+	var err error
+	if run.chosen, err = a.choose(ctx, terms.choice); err != nil {
+		if caller.Err() == nil && errors.Is(context.Cause(ctx), errMaxDuration) {
+			return exitError{cli.ExitUnfinished, fmt.Errorf("stopped by %w before the tenants were known", errMaxDuration)}
+		}
+		return err
+	}
+	report := a.newMigrateReport(terms)
+	report.begin(run.chosen)
+	notes := a.takeNotes(ctx, terms)
+	for _, s := range run.chosen.servers {
+		if ctx.Err() != nil {
+			run.stopped = context.Cause(ctx)
+			break
+		}
+		if run.err = run.server(ctx, s, terms, report, notes); run.err != nil {
+			break
+		}
+	}
+	run.noted = notes.end()
+	if run.stopped == nil && run.left() > 0 && ctx.Err() != nil {
+		run.stopped, run.err = context.Cause(ctx), nil
+	}
+	run.duration = time.Since(run.started)
+	report.end(run)
+	if code := run.exitCode(); code != cli.ExitOK {
+		return exitError{code: code}
+	}
+	return nil
+}
+
+// server migrates the tenants of one server.
+func (r *migrateRun) server(ctx context.Context, s server, terms migrateTerms, report migrateReporter, notes *notes) error {
+	before := r.current + len(r.ended)
+	opts := []migrations.Option{
+		migrations.WithWorkers(terms.workers),
+		migrations.WithTries(terms.tries, 250*time.Millisecond),
+		migrations.WithLockTimeout(terms.lockTimeout),
+		migrations.WithStatementTimeout(terms.statementTimeout),
+		migrations.WithProgress(func(p migrations.Progress) { report.progress(before, p) }),
+	}
+	if terms.dryRun {
+		opts = append(opts, migrations.WithDryRun())
+	}
+	targets := s.bySchema()
+	opts = append(opts, migrations.WithResult(func(result migrations.Result) {
+		m := migrated{Result: result, target: targets[result.Schema], cluster: s.cluster}
+		if m.Outcome == migrations.Current {
+			r.current++
+		} else {
+			r.ended = append(r.ended, m)
+		}
+		report.tenant(m)
+		notes.take(m)
+	}))
+	_, err := migrations.All(ctx, s.url, s.seq(), opts...)
+	if errors.Is(err, migrations.ErrFailed) {
+		return nil
+	}
+	return err
+}

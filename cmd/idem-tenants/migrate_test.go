@@ -1,0 +1,341 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+
+	"github.com/pgidem/pgidem/internal/cli"
+	"github.com/pgidem/pgidem/internal/pgtest"
+	"github.com/pgidem/pgidem/migrations"
+	"github.com/pgidem/pgidem/tenancy"
+	"github.com/pgidem/pgidem/tenancy/registry"
+)
+
+// behind makes a tenant whose schema lacks the newest migration.
+func (f fixture) behind(t testing.TB) registry.Tenant {
+	t.Helper()
+	tenant := f.register(t, registry.Active)
+	f.exec(t, `CREATE SCHEMA `+tenant.Schema.Quoted())
+	cfg, err := pgx.ParseConfig(f.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.RuntimeParams["search_path"] = tenant.Schema.Quoted()
+	conn := stdlib.OpenDB(*cfg)
+	defer func() { _ = conn.Close() }()
+	provider, err := goose.NewProvider(goose.DialectPostgres, conn, migrations.FS(), goose.WithTableName(migrations.VersionTable), goose.WithDisableGlobalRegistry(true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := provider.UpTo(t.Context(), migrations.Latest()-1); err != nil {
+		t.Fatal(err)
+	}
+	return tenant
+}
+
+func (f fixture) version(t testing.TB, schema tenancy.Schema) (version int64) {
+	t.Helper()
+	if err := f.pool.QueryRow(t.Context(), `SELECT max(version_id) FROM `+schema.Quoted()+`.`+migrations.VersionTable).Scan(&version); err != nil {
+		t.Fatal(err)
+	}
+	return version
+}
+
+// block locks the table of a tenant, so that a migration of it waits until the returned
+// function is called.
+func (f fixture) block(t testing.TB, schema tenancy.Schema) (unblock func()) {
+	t.Helper()
+	tx, err := f.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	unblock = func() { _ = tx.Rollback(context.Background()) }
+	t.Cleanup(unblock)
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE `+schema.Quoted()+`.idempotency_records IN ACCESS SHARE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	return unblock
+}
+
+// idle waits until no statement of the program waits for a lock: after a stop the server is
+// asked to cancel what is under way, and may take its time.
+func (f fixture) idle(t testing.TB) {
+	t.Helper()
+	eventually(t, "nothing waits for a lock", func() bool { return f.waiting(t) == 0 })
+}
+
+// waiting returns how many statements of the program wait for a lock.
+func (f fixture) waiting(t testing.TB) (n int) {
+	t.Helper()
+	err := f.pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_catalog.pg_stat_activity
+		WHERE application_name = 'idem-tenants' AND datname = current_database() AND wait_event_type = 'Lock'`).Scan(&n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestMigrateTheRegistry(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	latest := migrations.Latest()
+	old, absent, current, suspended := f.behind(t), f.register(t, registry.Active), f.tenant(t), f.behind(t)
+	f.run(t, "suspend", "--yes", suspended.OrgID.String()).expect(t, cli.ExitOK)
+	half, dropping := f.register(t, registry.Provisioning), f.register(t, registry.Deleting)
+
+	dry := f.run(t, "migrate", "--dry-run").expect(t, cli.ExitOK,
+		fmt.Sprintf("%s: would be migrated from %d to %d", old.Schema, latest-1, latest), fmt.Sprintf("%s: would be made, at %d", absent.Schema, latest),
+		"to create", "to migrate", "1 tenant being provisioned, 1 tenant being dropped")
+	dry.without(t, current.Schema.String()+":", half.Schema.String(), dropping.Schema.String())
+	if f.version(t, old.Schema) != latest-1 {
+		t.Error("a dry run migrates")
+	}
+
+	got := object[migrateJSON](t, f.run(t, "migrate", "--json", "--workers", "2").expect(t, cli.ExitOK))
+	if got.Tenants != 4 || got.Created != 1 || got.Migrated != 2 || got.Current != 1 || got.Failed+got.Busy+got.Left != 0 || got.LeftOut != 2 || got.DryRun || got.Latest != latest || len(got.Changed) != 3 {
+		t.Errorf("%+v", got)
+	}
+	for _, change := range got.Changed {
+		if change.OrgID == old.OrgID.String() && (change.Outcome != migrations.Migrated || change.From != latest-1 || change.To != latest) {
+			t.Errorf("%+v", change)
+		}
+	}
+	for _, tenant := range []registry.Tenant{old, absent, current, suspended} {
+		now, err := f.tenants.Tenant(t.Context(), tenant.OrgID)
+		if err != nil || now.Version != latest || f.version(t, tenant.Schema) != latest {
+			t.Errorf("%+v, %v; want version %d", now, err, latest)
+		}
+	}
+	f.run(t, "migrate").expect(t, cli.ExitOK, "up to date        4", "created           0", "failed            0")
+	if r := f.run(t, "migrate", "--quiet"); r != (result{}) {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestMigrateWithoutARegistry(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	latest := migrations.Latest()
+	a, b := f.behind(t), f.behind(t)
+	f.exec(t, `DROP SCHEMA pgidem CASCADE`)
+	f.run(t, "migrate").expect(t, cli.ExitFailed, "no registry")
+
+	f.run(t, "migrate", "--schema", a.Schema.String()+",payments").expect(t, cli.ExitOK, "migrated          1", "created           1")
+	if f.version(t, a.Schema) != latest || f.version(t, b.Schema) != latest-1 {
+		t.Error("not the schema that was named")
+	}
+	f.exec(t, `CREATE TABLE public.idempotency_records (lease_until timestamptz)`)
+	f.run(t, "migrate", "--all-schemas").expect(t, cli.ExitOK, "tenants           3", "migrated          1", "warning: not visited", `"public"`)
+	if f.version(t, b.Schema) != latest {
+		t.Error("not all schemas")
+	}
+	f.run(t, "migrate", "--all-schemas", "--schema", "payments").expect(t, cli.ExitUsage, "one of --schema")
+	for flag, want := range map[string]string{
+		"--workers=0": "1 to 64", "--lock-timeout=0": "--lock-timeout", "--tries=0": "1 to 1000", "--max-duration=5": "with a unit", "--schema=public": "public",
+	} {
+		f.run(t, "migrate", flag).expect(t, cli.ExitUsage, want)
+	}
+}
+
+func TestMigrateFailuresAndBusyTenants(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	sound, broken, busy := f.behind(t), f.behind(t), f.behind(t)
+	f.exec(t, `ALTER TABLE `+broken.Schema.Quoted()+`.idempotency_records DROP CONSTRAINT idempotency_records_key_check`)
+	unblock := f.block(t, busy.Schema)
+	hurry := []string{"migrate", "--lock-timeout", "20ms", "--tries", "2"}
+
+	r := f.run(t, hurry...).expect(t, cli.ExitFailed, broken.Schema.String()+": migration 5: ", "(SQLSTATE 42704)", busy.Schema.String()+": busy: ", "(SQLSTATE 55P03)",
+		"failed            1", "busy              1, left for the next run", "migrated          1")
+	if strings.Count(r.stderr, "\n") != 2 {
+		t.Errorf("more than a line for each failure:\n%s", r.stderr)
+	}
+	if f.version(t, sound.Schema) != migrations.Latest() {
+		t.Error("a tenant's failure has stopped another")
+	}
+	got := object[migrateJSON](t, f.run(t, append(hurry, "--json")...).expect(t, cli.ExitFailed))
+	if got.Failed != 1 || got.Busy != 1 || got.Current != 1 || len(got.Failures) != 2 {
+		t.Errorf("%+v", got)
+	}
+	for _, failed := range got.Failures {
+		want := map[string]string{broken.Schema.String(): "42704", busy.Schema.String(): "55P03"}[failed.Schema]
+		if failed.SQLState != want || failed.Busy != (failed.Schema == busy.Schema.String()) || failed.Error == "" || failed.Tries < 1 {
+			t.Errorf("%+v", failed)
+		}
+	}
+
+	f.exec(t, `ALTER TABLE `+broken.Schema.Quoted()+`.idempotency_records ADD CONSTRAINT idempotency_records_key_check CHECK (true)`)
+	f.run(t, hurry...).expect(t, cli.ExitUnfinished, "busy              1, left for the next run", "migrated          1")
+	unblock()
+	f.run(t, hurry...).expect(t, cli.ExitOK, "migrated          1", "up to date        2")
+}
+
+// TestInterruptedMigrate stops a run whose one worker waits for a lock; the next one goes
+// on where it ended.
+func TestInterruptedMigrate(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	var tenants []registry.Tenant
+	for range 4 {
+		tenants = append(tenants, f.behind(t))
+	}
+	for cause, want := range map[error]int{cli.Signalled{Signal: syscall.SIGTERM}: cli.ExitSignal + 15, cli.Signalled{Signal: syscall.SIGINT}: cli.ExitSignal + 2} {
+		unblock := f.block(t, tenants[0].Schema)
+		b := f.start(t, "migrate", "--json", "--workers", "4", "--lock-timeout", "1m")
+		eventually(t, "the migration waits for a lock, and the others are through", func() bool {
+			return f.waiting(t) == 1 && f.version(t, tenants[1].Schema)+f.version(t, tenants[2].Schema)+f.version(t, tenants[3].Schema) == 3*migrations.Latest()
+		})
+		b.stop(cause)
+		r := b.wait(t).expect(t, want)
+		got := object[migrateJSON](t, r)
+		if got.Left != 1 || got.Failed != 0 || got.Stopped != cause.Error() || got.Error != "" {
+			t.Errorf("%s%s", r.stdout, r.stderr)
+		}
+		for _, tenant := range tenants[1:] {
+			if now, err := f.tenants.Tenant(t.Context(), tenant.OrgID); err != nil || now.Version != migrations.Latest() {
+				t.Errorf("%+v, %v: its version was not noted", now, err)
+			}
+		}
+		f.idle(t)
+		unblock()
+	}
+	unblock := f.block(t, tenants[0].Schema)
+	f.run(t, "migrate", "--lock-timeout", "1m", "--max-duration", "100ms").expect(t, cli.ExitUnfinished, "stopped by        --max-duration", "not reached       1")
+	f.idle(t)
+	unblock()
+	f.run(t, "migrate").expect(t, cli.ExitOK, "migrated          1", "up to date        3")
+}
+
+func TestMigrateClusters(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	eu := pgtest.NewPool(t).Config().ConnString() // another database will do for another server
+	here := f.behind(t)
+	far := uuid.New()
+	if _, err := f.tenants.Add(t.Context(), registry.Tenant{OrgID: far, Schema: schemaOf(t, far), Cluster: "eu", State: registry.Active}); err != nil {
+		t.Fatal(err)
+	}
+	f.run(t, "migrate").expect(t, cli.ExitUsage, `cluster "eu"`)
+	f.run(t, "migrate", "--cluster=", "--dry-run").expect(t, cli.ExitOK, "tenants           1", here.Schema.String())
+	f.run(t, "migrate", "--server", "eu="+eu).expect(t, cli.ExitOK, "tenants           2", "migrated          1", "created           1")
+	f.run(t, "status", "--server", "eu="+eu).expect(t, cli.ExitOK, "up to date        2")
+	f.run(t, "inspect", far.String(), "--server", "eu="+eu).expect(t, cli.ExitOK, "eu")
+}
+
+func TestStatus(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	latest := migrations.Latest()
+	sound, old, absent, drifted, newer := f.tenant(t), f.behind(t), f.register(t, registry.Active), f.tenant(t), f.tenant(t)
+	f.run(t, "status", "--schema", sound.Schema.String()).expect(t, cli.ExitOK, "tenants           1", "up to date        1")
+	if err := f.tenants.SetVersion(t.Context(), sound.OrgID, latest-2); err != nil {
+		t.Fatal(err)
+	}
+	f.run(t, "status", "--cluster=").expect(t, exitDisorder, sound.Schema.String()+": up to date, at 5 (3 in the registry; migrate notes it)")
+	if err := f.tenants.SetVersion(t.Context(), sound.OrgID, latest); err != nil {
+		t.Fatal(err)
+	}
+	f.exec(t, `ALTER TABLE `+drifted.Schema.Quoted()+`.idempotency_records ALTER COLUMN attempt DROP NOT NULL`)
+	f.exec(t, `INSERT INTO `+newer.Schema.Quoted()+`.`+migrations.VersionTable+` (version_id, is_applied) VALUES (99, true)`)
+	if err := f.tenants.SetVersion(t.Context(), old.OrgID, 2); err != nil {
+		t.Fatal(err)
+	}
+
+	r := f.run(t, "status").expect(t, exitDisorder, "behind            1", "absent            1", "newer             1", "drifted           1",
+		old.Schema.String()+": behind, at 4 (2 in the registry", absent.Schema.String()+": absent", newer.Schema.String()+": newer, at 99",
+		drifted.Schema.String()+": up to date, at 5, drifted\n    table idempotency_records: column attempt")
+	r.without(t, sound.Schema.String())
+	got := object[statusJSON](t, f.run(t, "status", "--json").expect(t, exitDisorder))
+	if got.Tenants != 5 || got.UpToDate != 2 || got.Behind != 1 || got.Absent != 1 || got.Newer != 1 || got.Drifted != 1 || got.Versions[latest] != 2 || len(got.Disorder) != 4 {
+		t.Errorf("%+v", got)
+	}
+	for _, row := range got.Disorder {
+		if row.OrgID == old.OrgID.String() && (row.Version != latest-1 || *row.RegistryVersion != 2 || row.Standing != migrations.Behind || row.State != registry.Active) {
+			t.Errorf("%+v", row)
+		}
+		if row.OrgID == drifted.OrgID.String() && (len(row.Drift) != 1 || row.RegistryVersion != nil) {
+			t.Errorf("%+v", row)
+		}
+	}
+	if got := object[statusJSON](t, f.run(t, "status", "--versions-only", "--json")); got.Drifted != 0 || got.Behind != 1 {
+		t.Errorf("%+v", got)
+	}
+	if f.version(t, old.Schema) != latest-1 {
+		t.Error("status migrates")
+	}
+}
+
+func TestMigrateProgressLines(t *testing.T) {
+	t.Parallel()
+	var stdout, stderr bytes.Buffer
+	report := &textMigrateReport{app: &app{stdout: &stdout, stderr: &stderr}, every: progressEvery}
+	report.begin(chosen{tenants: 10_000})
+	progress := migrations.Progress{Done: 100, Failed: 2, Waiting: 3, Rate: 243.2, Left: 40 * time.Second}
+	for range 100 {
+		report.tenant(migrated{Result: migrations.Result{Outcome: migrations.Migrated}})
+		report.progress(20, progress)
+	}
+	if stdout.Len() > 0 {
+		t.Errorf("each tenant takes a line: %.200q", stdout.String())
+	}
+	report.every = 0
+	report.progress(20, progress)
+	if want := "120 of 10000 tenants, 2 failed, 3 busy, 243/s, 40s left\n"; stdout.String() != want || stderr.Len() > 0 {
+		t.Errorf("%q, want %q; %q", stdout.String(), want, stderr.String())
+	}
+}
+
+func TestNotesThatCannotBeTaken(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.behind(t)
+	f.exec(t, `CREATE FUNCTION pgidem.refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''read only''; END'`)
+	f.exec(t, `CREATE TRIGGER refuse BEFORE UPDATE ON pgidem.tenants FOR EACH ROW EXECUTE FUNCTION pgidem.refuse()`)
+	f.run(t, "migrate").expect(t, cli.ExitFailed, "does not know the version of 1 tenant;", "read only", "migrated          1")
+	f.exec(t, `DROP TRIGGER refuse ON pgidem.tenants`)
+	f.run(t, "migrate").expect(t, cli.ExitOK, "up to date        1")
+	for tenant, err := range f.tenants.Tenants(t.Context(), registry.Filter{OlderThan: migrations.Latest()}) {
+		t.Errorf("%+v, %v", tenant, err)
+	}
+}
+
+// TestNotesOfAStoppedRun takes a note when the run has been stopped already.
+func TestNotesOfAStoppedRun(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	tenant := f.register(t, registry.Active)
+	a := &app{databaseURL: f.url, control: registry.DefaultSchema, getenv: func(string) string { return "" }}
+	defer a.close()
+	ctx, stop := context.WithCancel(t.Context())
+	notes := a.takeNotes(ctx, migrateTerms{})
+	stop()
+	notes.take(migrated{
+		Result: migrations.Result{Target: migrations.Target{OrgID: tenant.OrgID, Schema: tenant.Schema}, Outcome: migrations.Migrated, From: 3, To: 4},
+		target: target{Target: migrations.Target{OrgID: tenant.OrgID, Schema: tenant.Schema}, tenant: &tenant},
+	})
+	if err := notes.end(); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := f.tenants.Tenant(t.Context(), tenant.OrgID); err != nil || now.Version != 4 {
+		t.Errorf("%+v, %v", now, err)
+	}
+}
+
+func TestExitErrorSays(t *testing.T) {
+	t.Parallel()
+	cause := errors.New("cause")
+	if err := error(exitError{7, cause}); !errors.Is(err, cause) || err.Error() != "cause" || (exitError{code: 7}).Error() == "" {
+		t.Error(err)
+	}
+}

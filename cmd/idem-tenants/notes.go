@@ -1,0 +1,78 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/pgidem/pgidem/internal/cli"
+	"github.com/pgidem/pgidem/tenancy"
+	"github.com/pgidem/pgidem/tenancy/registry"
+)
+
+// notes writes the versions that tenants have come to into the registry, beside the workers
+// that migrate them.
+type notes struct {
+	tenants *registry.Registry // nil where there is nothing to be written
+	queue   chan migrated
+	writers sync.WaitGroup
+
+	mu     sync.Mutex
+	failed int
+	first  error
+}
+
+// noteTimeout bounds a note: one that is under way when the run is stopped is still taken.
+const noteTimeout = 10 * time.Second
+
+func (a *app) takeNotes(ctx context.Context, terms migrateTerms) *notes {
+	n := &notes{queue: make(chan migrated, 1000)}
+	if terms.dryRun || terms.choice.all || len(terms.choice.schemas) > 0 {
+		return n
+	}
+	var err error
+	if n.tenants, err = a.registry(ctx); err != nil {
+		n.first, n.failed, n.tenants = err, 1, nil
+		return n
+	}
+	for range minConnections {
+		n.writers.Go(func() {
+			for m := range n.queue {
+				n.write(context.WithoutCancel(ctx), m)
+			}
+		})
+	}
+	return n
+}
+
+func (n *notes) take(m migrated) {
+	if n.tenants != nil && m.To > 0 && m.To != m.target.tenant.Version {
+		n.queue <- m
+	}
+}
+
+func (n *notes) write(ctx context.Context, m migrated) {
+	ctx, cancel := context.WithTimeout(ctx, noteTimeout)
+	defer cancel()
+	err := n.tenants.SetVersion(ctx, m.target.OrgID, m.To)
+	if err == nil || errors.Is(err, tenancy.ErrUnknownTenant) { // who was dropped meanwhile needs no note
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.failed++; n.first == nil {
+		n.first = err
+	}
+}
+
+// end waits for the last note.
+func (n *notes) end() error {
+	close(n.queue)
+	n.writers.Wait()
+	if n.first == nil {
+		return nil
+	}
+	return fmt.Errorf("the registry does not know the version of %s; run migrate again: %w", cli.Plural(int64(n.failed), "tenant"), n.first)
+}
