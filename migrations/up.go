@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/database"
 	"github.com/pressly/goose/v3/lock"
 
 	"github.com/pgidem/pgidem/tenancy"
@@ -101,6 +102,9 @@ func up(ctx context.Context, cfg *pgx.ConnConfig, schema tenancy.Schema, migrati
 	if err := checkSearchPath(ctx, conn, schema); err != nil {
 		return err
 	}
+	if err := createVersions(ctx, conn, schema, migrations.versions); err != nil {
+		return err
+	}
 	locker, err := lock.NewPostgresSessionLocker(
 		lock.WithLockID(lockID(schema)),
 		lock.WithLockTimeout(1, lockWaitSeconds),
@@ -142,6 +146,43 @@ func createSchema(ctx context.Context, conn *sql.DB, schema tenancy.Schema) erro
 		return nil // unique_violation in the catalog: another runner made it at the same moment
 	}
 	return err
+}
+
+// createVersions makes goose's table of versions if it is missing, under the lock. Goose would
+// make it before it takes that, and some of those who do so at once would have to try again
+// after a second; and the table of who wins may have a sequence with another name than ever.
+func createVersions(ctx context.Context, conn *sql.DB, schema tenancy.Schema, table string) error {
+	exists := func(q interface {
+		QueryRowContext(ctx context.Context, sql string, args ...any) *sql.Row
+	}) (exists bool, err error) {
+		err = q.QueryRowContext(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_tables WHERE schemaname = $1 AND tablename = $2)`, schema.String(), table).Scan(&exists)
+		return exists, err
+	}
+	if there, err := exists(conn); there || err != nil {
+		return err
+	}
+	store, err := database.NewStore(goose.DialectPostgres, table)
+	if err != nil {
+		return err
+	}
+	tx, err := conn.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }()
+	if _, err := tx.ExecContext(ctx, `SELECT set_config('lock_timeout', $1, true), pg_advisory_xact_lock($2)`, fmt.Sprintf("%ds", lockWaitSeconds), lockID(schema)); err != nil {
+		return fmt.Errorf("wait for another runner: %w", err)
+	}
+	if there, err := exists(tx); there || err != nil {
+		return err
+	}
+	if err := store.CreateVersionTable(ctx, tx); err != nil {
+		return err
+	}
+	if err := store.Insert(ctx, tx, database.InsertRequest{Version: 0}); err != nil {
+		return err
+	}
+	return tx.Commit()
 }
 
 // checkSearchPath makes sure that unqualified names mean the tenant's schema. A pooler
