@@ -70,9 +70,10 @@ bench: $(BIN)/benchstat ## Compare with a bare handler and with peers, as ratios
 bench-migrations: ## Measure how long TENANTS (default 1000) take to be made, migrated and compared
 	PGIDEM_SCALE_TENANTS=$(TENANTS) $(GO) test -run='^TestScale$$' -v -count=1 -timeout=60m ./migrations
 
-.PHONY: kill-migrations
-kill-migrations: ## Kill migrations of many tenants KILLS times (default 500) and run them again
+.PHONY: kill-tenants
+kill-tenants: ## Kill migrations of many tenants, and moves of one, KILLS times (default 500) each, and run them again
 	PGIDEM_MIGRATION_KILLS=$(KILLS) $(GO) test -run='^TestKilledRuns$$' -v -count=1 -timeout=60m ./migrations
+	PGIDEM_MOVE_KILLS=$(KILLS) PGIDEM_MOVES=30 $(GO) test -run='^(TestMoveKilled|TestMoveUnderLoad)$$' -v -count=1 -timeout=60m ./tenancy/move
 
 .PHONY: pgload
 pgload: ## Compare over HTTP with pgbench's least work (ARGS='-work first,replay'; needs pgbench)

@@ -44,7 +44,7 @@ type app struct {
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   program + " VERB",
-		Short: "provisions, lists, migrates, inspects and drops the tenants of pgidem.",
+		Short: "provisions, lists, migrates, inspects, moves and drops the tenants of pgidem.",
 		Example: `  idem-tenants init
   idem-tenants provision 6f1c2f6e-0d5a-4c8e-9f5e-2f0a3c1d7b42
   idem-tenants list --state suspended
@@ -80,7 +80,7 @@ func (a *app) root() *cobra.Command {
 
 	for _, verb := range []*cobra.Command{
 		a.initVerb(), a.provisionVerb(), a.listVerb(), a.migrateVerb(), a.statusVerb(), a.inspectVerb(), a.releaseVerb(),
-		a.suspendVerb(), a.resumeVerb(), a.dropVerb(), a.completionVerb(),
+		a.suspendVerb(), a.resumeVerb(), a.moveVerb(), a.dropVerb(), a.completionVerb(),
 	} {
 		verb.Flags().SortFlags = false
 		root.AddCommand(verb)
@@ -131,7 +131,7 @@ func verbs(root *cobra.Command) (names []string) {
 
 // unset are the flags that no variable stands for: those that say yes to something that
 // cannot be taken back are to be given each time.
-var unset = []string{"help", "version", "yes", "confirm", "force", "forget", "reveal", "scope", "foreign", "file"}
+var unset = []string{"help", "version", "yes", "confirm", "force", "forget", "reveal", "scope", "foreign", "file", "to", "cancel"}
 
 // variable returns the name of the environment variable behind a flag, or "".
 func variable(flag string) string {

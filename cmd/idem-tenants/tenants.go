@@ -102,15 +102,20 @@ type tenantJSON struct {
 	Cluster   string         `json:"cluster"`
 	State     registry.State `json:"state"`
 	Version   int64          `json:"version"`
+	MovingTo  *string        `json:"moving_to,omitempty"` // the cluster, while it is being moved
 	CreatedAt time.Time      `json:"created_at"`
 	UpdatedAt time.Time      `json:"updated_at"`
 }
 
 func asJSON(t registry.Tenant) tenantJSON {
-	return tenantJSON{
+	object := tenantJSON{
 		OrgID: t.OrgID, Schema: t.Schema.String(), Cluster: t.Cluster, State: t.State, Version: t.Version,
 		CreatedAt: t.CreatedAt.UTC(), UpdatedAt: t.UpdatedAt.UTC(),
 	}
+	if t.Moving {
+		object.MovingTo = &t.MovingTo
+	}
+	return object
 }
 
 // printTenant says what has become of a tenant.
