@@ -2,6 +2,8 @@ package main
 
 import (
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/pgidem/pgidem/internal/pgtest"
@@ -30,7 +32,14 @@ func TestMove(t *testing.T) {
 	}
 
 	// It fails on the way, and is taken back.
-	f.run(t, "move", org, "--to", "eu-2", "--yes", "--programs", t.TempDir(), other).expect(t, 1, "has to be installed", "run it again to go on, or with --cancel")
+	f.run(t, "move", org, "--to", "eu-2", "--yes", "--programs", t.TempDir(), other).expect(t, 1, "has to be installed")
+	broken := t.TempDir()
+	for _, program := range []string{"pg_dump", "pg_restore"} {
+		if err := os.WriteFile(filepath.Join(broken, program), []byte("#!/bin/sh\necho nothing works >&2\nexit 3\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.run(t, "move", org, "--to", "eu-2", "--yes", "--programs", broken, other).expect(t, 1, "nothing works", "run it again to go on, or with --cancel")
 	f.run(t, "resume", org).expect(t, 1, "")
 	if got := f.state(t, tenant.OrgID); got != registry.Suspended {
 		t.Errorf("it is %s while it is being moved", got)

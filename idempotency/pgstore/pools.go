@@ -39,6 +39,8 @@ const (
 	// homePatience is for how long a statement waits for its home before it goes to another
 	// pool: longer than statements take that are well.
 	homePatience = 20 * time.Millisecond
+	// maxWait is how long, at most, one waits for its home between looks at the others.
+	maxWait = 500 * time.Millisecond
 	// roomPatience is for how long one waits where there is room: for a connection to be made,
 	// or found alive, or for whoever was faster to be done with it.
 	roomPatience = 250 * time.Millisecond
@@ -175,7 +177,7 @@ func (p *Pools) acquire(ctx context.Context, home int, patience time.Duration) (
 	if len(p.pools) == 1 {
 		return p.pools[0].Acquire(ctx)
 	}
-	for wait := homePatience; ; wait *= 2 {
+	for wait := homePatience; ; wait = min(2*wait, maxWait) {
 		first := p.pools[home]
 		within := patience
 		switch {

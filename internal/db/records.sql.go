@@ -14,13 +14,14 @@ import (
 
 const beginTogether = `-- name: BeginTogether :exec
 SELECT set_config('statement_timeout', $1::text, true), set_config('enable_seqscan', 'off', true),
-       set_config('enable_nestloop', 'on', true)
+       set_config('enable_nestloop', 'on', true), set_config('enable_tidscan', 'on', true)
 `
 
 // BeginTogether sets, for the transaction alone, how long each of its statements may take,
 // so that it ends before those who wait for it give it up; and that none is planned for
 // reading a table whole, which looks cheap while that is small. To look each key up takes a
-// nested loop, so they are on, should the role of the service have them off.
+// nested loop, and to complete what was found a scan by ctid, so they are on, should the role
+// of the service have them off.
 func (q *Queries) BeginTogether(ctx context.Context, bound string) error {
 	_, err := q.db.Exec(ctx, beginTogether, bound)
 	return err

@@ -314,8 +314,8 @@ func TestTogetherFailsTogether(t *testing.T) {
 // so small that reading it whole, or all of its index, was as cheap.
 func TestManyKeysAreFoundByTheirIndex(t *testing.T) {
 	t.Parallel()
-	for i := range 6 {
-		rows, setting := i%2, [][2]string{{"plan_cache_mode", "auto"}, {"plan_cache_mode", "force_generic_plan"}, {"enable_nestloop", "off"}}[i/2]
+	for i := range 8 {
+		rows, setting := i%2, [][2]string{{"plan_cache_mode", "auto"}, {"plan_cache_mode", "force_generic_plan"}, {"enable_nestloop", "off"}, {"enable_tidscan", "off"}}[i/2]
 		t.Run(fmt.Sprint("from ", rows, " ", setting), func(t *testing.T) {
 			t.Parallel()
 			pool := pgtest.NewPool(t)

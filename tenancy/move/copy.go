@@ -17,9 +17,9 @@ import (
 )
 
 // copy makes a copy of the fenced schema in the target, compares the two, and gives the copy
-// the name of the tenant's schema.
+// the name of the tenant's schema, and the mark that it is complete.
 func (t *transfer) copy(ctx context.Context) (tables []Table, err error) {
-	if err := t.dropCopy(ctx); err != nil { // what an earlier run has left may be incomplete
+	if err := dropSchema(ctx, t.target, t.to, t.fenced.String()); err != nil { // what an earlier run has left may be incomplete
 		return nil, err
 	}
 	// One snapshot for the copy and for what it is compared with: a janitor that finds the
@@ -65,9 +65,10 @@ func (t *transfer) copy(ctx context.Context) (tables []Table, err error) {
 	return tables, nil
 }
 
-// markOf is put before a schema's comment while it is a copy that is not in use yet.
+// markOf is put before a schema's comment when it is a complete copy, until what it is a copy
+// of has been dropped. Nobody drops a schema that has it.
 func markOf(tenant registry.Tenant) string {
-	return "pgidem: copy of org " + tenant.OrgID.String() + ", not in use yet. "
+	return "pgidem: complete copy of org " + tenant.OrgID.String() + ". "
 }
 
 // commentOf returns a schema's comment, and whether there is such a schema.
@@ -108,22 +109,6 @@ func unmark(ctx context.Context, q querier, tenant registry.Tenant) error {
 	return nil
 }
 
-// dropCopy drops what earlier runs have left in the target.
-func (t *transfer) dropCopy(ctx context.Context) error {
-	comment, found, err := commentOf(ctx, t.target, t.tenant.Schema.String())
-	switch {
-	case err != nil:
-		return fmt.Errorf("move: cluster %q: %w", t.to.name, err)
-	case found && !strings.HasPrefix(comment, markOf(t.tenant)):
-		return fmt.Errorf("%w: cluster %q has a schema %s that is not a copy of this tenant; rename it or drop it", ErrOccupied, t.to.name, t.tenant.Schema)
-	case found:
-		if err := dropSchema(ctx, t.target, t.to, t.tenant.Schema.String()); err != nil {
-			return err
-		}
-	}
-	return dropSchema(ctx, t.target, t.to, t.fenced.String())
-}
-
 // dumpAndRestore copies the fenced schema, under that name, by PostgreSQL's own programs.
 func (t *transfer) dumpAndRestore(ctx context.Context, snapshot string) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -137,7 +122,7 @@ func (t *transfer) dumpAndRestore(ctx context.Context, snapshot string) error {
 	}
 	restore.Stdin = pipe
 	if err := dump.Start(); err != nil {
-		return fmt.Errorf("move: start pg_dump, which has to be installed here: %w", err)
+		return fmt.Errorf("move: start pg_dump: %w", err)
 	}
 	err = restore.Run()
 	if err != nil {

@@ -12,3 +12,11 @@ func WithSettle(d time.Duration) Option {
 		return nil
 	}
 }
+
+// WithLooked has f called when Move has looked at the tenant and not yet locked it.
+func WithLooked(f func()) Option {
+	return func(m *Mover) error {
+		m.looked = f
+		return nil
+	}
+}

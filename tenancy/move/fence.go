@@ -39,7 +39,7 @@ func (t *transfer) fence(ctx context.Context) error {
 	case fenced:
 		return nil // by an earlier run
 	case !open:
-		return fmt.Errorf("move: cluster %q has no schema %s; correct the placement of org %s in the registry", t.from.name, t.tenant.Schema, t.tenant.OrgID)
+		return fmt.Errorf("move: cluster %q has lost schema %s", t.from.name, t.tenant.Schema)
 	}
 	t.step(Draining)
 	if err := sleep(ctx, t.settle); err != nil { // until all processes have heard
@@ -155,47 +155,58 @@ func tablesOf(ctx context.Context, q querier, schema string) ([]string, error) {
 	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
-// dropFenced drops the fenced schema in the source, if there is one.
-func (t *transfer) dropFenced(ctx context.Context) error {
-	return dropSchema(ctx, t.source, t.from, t.fenced.String())
+// noDependants returns an error that lists what depends on a schema from outside, and would
+// neither go along nor survive.
+func noDependants(ctx context.Context, q querier, c cluster, schema string) error {
+	var outside string
+	err := q.QueryRow(ctx, `
+		WITH inside AS (
+			SELECT 'pg_class'::regclass AS classid, oid AS objid FROM pg_class WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1)
+			UNION ALL SELECT 'pg_type'::regclass, oid FROM pg_type WHERE typnamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1)
+			UNION ALL SELECT 'pg_proc'::regclass, oid FROM pg_proc WHERE pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1)
+			UNION ALL SELECT 'pg_operator'::regclass, oid FROM pg_operator WHERE oprnamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1)
+			UNION ALL SELECT 'pg_collation'::regclass, oid FROM pg_collation WHERE collnamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1)
+			UNION ALL SELECT 'pg_constraint'::regclass, oid FROM pg_constraint WHERE connamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1)
+			UNION ALL SELECT 'pg_namespace'::regclass, oid FROM pg_namespace WHERE nspname = $1
+		)
+		SELECT coalesce(string_agg(DISTINCT o.type || ' ' || o.identity, ', ' ORDER BY o.type || ' ' || o.identity), '')
+		FROM inside AS i
+		JOIN pg_depend AS d ON d.refclassid = i.classid AND d.refobjid = i.objid AND d.deptype <> 'i'
+		CROSS JOIN LATERAL pg_identify_object_as_address(d.classid, d.objid, d.objsubid) AS a
+		CROSS JOIN LATERAL pg_identify_object(d.classid, d.objid, d.objsubid) AS o
+		WHERE a.object_names[1] <> $1 AND NOT starts_with(a.object_names[1], $1 || '.') AND NOT starts_with(a.object_names[1], quote_ident($1) || '.')
+			AND a.object_names[1] <> 'pg_toast' AND o.type <> 'default acl'`, schema).Scan(&outside)
+	if err == nil && outside != "" {
+		err = fmt.Errorf("others depend on it: %s; take these away first", outside)
+	}
+	if err != nil {
+		return fmt.Errorf("move: cluster %q: schema %s: %w", c.name, schema, err)
+	}
+	return nil
 }
 
 // dropSchema drops a schema that nobody uses, if it is there, a table at a time, so that no
-// transaction has more locks than one table and what depends on it take.
+// transaction has more locks than one table and what depends on it take. What depends on it
+// from outside keeps it from being dropped.
 func dropSchema(ctx context.Context, conn *pgx.Conn, c cluster, schema string) error {
 	say := func(err error) error {
 		return fmt.Errorf("move: cluster %q: drop schema %s: %w", c.name, schema, err)
-	}
-	var outside string
-	err := conn.QueryRow(ctx, `
-		SELECT coalesce(string_agg(DISTINCT o.what, ', '), '')
-		FROM pg_namespace AS n
-		JOIN pg_class AS c ON c.relnamespace = n.oid
-		CROSS JOIN LATERAL (
-			SELECT f.conrelid::regclass::text AS what FROM pg_constraint AS f JOIN pg_class AS r ON r.oid = f.conrelid
-			WHERE f.confrelid = c.oid AND r.relnamespace <> n.oid
-			UNION ALL
-			SELECT v.oid::regclass::text FROM pg_depend AS d JOIN pg_rewrite AS w ON w.oid = d.objid JOIN pg_class AS v ON v.oid = w.ev_class
-			WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid AND v.relnamespace <> n.oid
-		) AS o
-		WHERE n.nspname = $1`, schema).Scan(&outside)
-	if err != nil {
-		return say(err)
-	}
-	if outside != "" {
-		return say(fmt.Errorf("other schemas depend on it: %s; drop these and then the schema by hand", outside))
 	}
 	tables, err := tablesOf(ctx, conn, schema)
 	if err != nil {
 		return say(err)
 	}
-	for _, table := range tables {
-		if _, err := conn.Exec(ctx, `DROP TABLE IF EXISTS `+pgx.Identifier{schema, table}.Sanitize()+` CASCADE`); err != nil {
+	for _, table := range append(tables, "") {
+		if err := noDependants(ctx, conn, c, schema); err != nil {
 			return say(err)
 		}
-	}
-	if _, err := conn.Exec(ctx, `DROP SCHEMA IF EXISTS `+pgx.Identifier{schema}.Sanitize()+` CASCADE`); err != nil {
-		return say(err)
+		drop := `DROP TABLE IF EXISTS ` + pgx.Identifier{schema, table}.Sanitize() + ` CASCADE`
+		if table == "" {
+			drop = `DROP SCHEMA IF EXISTS ` + pgx.Identifier{schema}.Sanitize() + ` CASCADE`
+		}
+		if _, err := conn.Exec(ctx, drop); err != nil {
+			return say(err)
+		}
 	}
 	return nil
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -41,6 +43,7 @@ type Mover struct {
 	settle       time.Duration
 	programs     string
 	step         func(Step)
+	looked       func() // for tests: before the locks
 }
 
 // Step is how far a move has come.
@@ -116,7 +119,7 @@ func New(tenants *registry.Registry, clusters map[string]string, opts ...Option)
 	m := &Mover{
 		tenants: tenants, clusters: make(map[string]cluster),
 		drainTimeout: DefaultDrainTimeout, lockTimeout: DefaultLockTimeout, settle: settle,
-		step: func(Step) {},
+		step: func(Step) {}, looked: func() {},
 	}
 	for name, databaseURL := range clusters {
 		c, err := newCluster(name, databaseURL)
@@ -155,6 +158,7 @@ func newCluster(name, databaseURL string) (cluster, error) {
 	}
 	query := u.Query()
 	query.Del("password")
+	query.Del("sslpassword") // of which the programs have to learn by other means
 	u.RawQuery = query.Encode()
 	return cluster{name: name, config: config, url: u, password: config.Password}, nil
 }
@@ -175,12 +179,19 @@ func (c cluster) connect(ctx context.Context) (*pgx.Conn, error) {
 	for param, value := range map[string]string{
 		"application_name": "pgidem move", "search_path": "pg_catalog", "timezone": "UTC", "datestyle": "ISO, YMD", "intervalstyle": "iso_8601",
 		"extra_float_digits": "3", "bytea_output": "hex", "xmloption": "content", "lc_monetary": "C",
-		"idle_in_transaction_session_timeout": "0", "statement_timeout": "0",
+		"idle_in_transaction_session_timeout": "0", "idle_session_timeout": "0", "statement_timeout": "0",
 	} {
 		config.RuntimeParams[param] = value
 	}
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
+		return nil, fmt.Errorf("move: cluster %q: %w", c.name, err)
+	}
+	// What is dropped after a commit cannot be had back, so that has to be on the disk.
+	_, err = conn.Exec(ctx, `SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') IN ('off', 'local');
+		SELECT set_config('transaction_timeout', '0', false) WHERE EXISTS (SELECT FROM pg_settings WHERE name = 'transaction_timeout')`)
+	if err != nil {
+		closeConn(conn)
 		return nil, fmt.Errorf("move: cluster %q: %w", c.name, err)
 	}
 	return conn, nil
@@ -218,6 +229,7 @@ func (m *Mover) Move(ctx context.Context, orgID uuid.UUID, to string) (Report, e
 	if err != nil {
 		return Report{}, err
 	}
+	m.looked()
 	if tenant.Cluster == to && !tenant.Moving {
 		return Report{Tenant: tenant, From: to, To: to}, m.dropLeftovers(ctx, tenant)
 	}
@@ -229,8 +241,11 @@ func (m *Mover) Move(ctx context.Context, orgID uuid.UUID, to string) (Report, e
 	return t.run(ctx)
 }
 
-// Cancel ends a move that was begun and not finished, and leaves the tenant where it is: the
-// copy is dropped, the fence goes, and the tenant is served again if it was before.
+// Cancel ends a move that was begun and not finished, and leaves the tenant where it is: what
+// was copied is dropped, the fence goes, and the tenant is served again if it was before. A
+// copy that is complete may have been in use, as far as this run can know, and is not dropped:
+// the error wraps [registry.ErrConflict] then, as it does where nothing is under way, and Move
+// finishes in a moment.
 func (m *Mover) Cancel(ctx context.Context, orgID uuid.UUID) (registry.Tenant, error) {
 	tenant, err := m.tenants.Tenant(ctx, orgID)
 	if err != nil {
@@ -248,17 +263,34 @@ func (m *Mover) Cancel(ctx context.Context, orgID uuid.UUID) (registry.Tenant, e
 		return tenant, err
 	}
 	defer t.end()
-	// Another run may have finished it before this one had the lock.
-	if tenant, err = m.tenants.Tenant(ctx, orgID); err != nil || !tenant.Moving || tenant.MovingTo != target.name {
-		return tenant, errors.Join(err, fmt.Errorf("%w: cancel moving org %s: it is not being moved any more", registry.ErrConflict, orgID))
+	// Another run may have ended the move before this one had the locks.
+	if tenant, err = m.tenants.Tenant(ctx, orgID); err != nil {
+		return tenant, err
 	}
-	if err := t.dropCopy(ctx); err != nil {
+	if !tenant.Moving {
+		return tenant, fmt.Errorf("%w: cancel moving org %s: it is not being moved any more", registry.ErrConflict, orgID)
+	}
+	if tenant, err = t.start(ctx); err != nil {
+		return tenant, err
+	}
+	open, fenced, err := t.state(ctx)
+	if err != nil {
+		return tenant, err
+	}
+	copied, _, err := t.arrived(ctx)
+	switch {
+	case err != nil:
+		return tenant, err
+	case copied || !open && !fenced:
+		return tenant, fmt.Errorf("%w: cancel moving org %s: its copy in cluster %q is complete; move it there again, which only finishes", registry.ErrConflict, orgID, target.name)
+	}
+	if err := dropSchema(ctx, t.target, t.to, t.fenced.String()); err != nil {
 		return tenant, err
 	}
 	if err := t.unfence(ctx); err != nil {
 		return tenant, err
 	}
-	return m.tenants.CancelMove(ctx, orgID)
+	return m.tenants.CancelMove(ctx, orgID, tenant.MoveID)
 }
 
 func (m *Mover) cluster(name string) (cluster, error) {
@@ -294,7 +326,10 @@ func (m *Mover) begin(ctx context.Context, tenant registry.Tenant, to cluster) (
 		closeConn(t.source)
 		return nil, err
 	}
-	if err = t.lock(ctx); err == nil {
+	if err = t.sameDatabase(ctx); err == nil {
+		err = errors.Join(t.lock(ctx, t.from, t.source), t.lock(ctx, t.to, t.target))
+	}
+	if err == nil {
 		err = errors.Join(t.endOrphans(ctx, t.from, t.source), t.endOrphans(ctx, t.to, t.target))
 	}
 	if err != nil {
@@ -304,15 +339,30 @@ func (m *Mover) begin(ctx context.Context, tenant registry.Tenant, to cluster) (
 	return t, nil
 }
 
-// lock keeps other processes from the tenant until the connection to the source is closed.
+// sameDatabase refuses two names for one database, where the copy would be the original.
+func (t *transfer) sameDatabase(ctx context.Context) error {
+	var ids [2]string
+	for i, conn := range []*pgx.Conn{t.source, t.target} {
+		err := conn.QueryRow(ctx, `SELECT (SELECT system_identifier::text FROM pg_control_system()) || ' ' || oid::text FROM pg_database WHERE datname = current_database()`).Scan(&ids[i])
+		if err != nil {
+			return fmt.Errorf("move: tell the databases of clusters %q and %q apart, for which the roles need EXECUTE on pg_control_system(): %w", t.from.name, t.to.name, err)
+		}
+	}
+	if ids[0] == ids[1] {
+		return fmt.Errorf("move: clusters %q and %q are the same database; correct the URLs", t.from.name, t.to.name)
+	}
+	return nil
+}
+
+// lock keeps other processes from the tenant in a cluster until this connection is closed.
 // The server may take a moment to notice that of a process that was killed.
-func (t *transfer) lock(ctx context.Context) error {
+func (t *transfer) lock(ctx context.Context, c cluster, conn *pgx.Conn) error {
 	for deadline := time.Now().Add(lockPatience); ; {
 		var locked bool
-		err := t.source.QueryRow(ctx, `SELECT pg_try_advisory_lock(hashtextextended($1, 0))`, t.application()).Scan(&locked)
+		err := conn.QueryRow(ctx, `SELECT pg_try_advisory_lock(hashtextextended($1, 0))`, t.application()).Scan(&locked)
 		switch {
 		case err != nil:
-			return fmt.Errorf("move: cluster %q: %w", t.from.name, err)
+			return fmt.Errorf("move: cluster %q: %w", c.name, err)
 		case locked:
 			return nil
 		case time.Now().After(deadline):
@@ -350,51 +400,111 @@ func (t *transfer) end() {
 	closeConn(t.target)
 }
 
+// start begins the move in the registry, or takes it over from another run.
+func (t *transfer) start(ctx context.Context) (registry.Tenant, error) {
+	now, err := t.tenants.BeginMove(ctx, t.tenant.OrgID, t.from.name, t.to.name)
+	if err == nil && now.Schema != t.tenant.Schema {
+		err = fmt.Errorf("%w: org %s has another schema now; look again", registry.ErrConflict, now.OrgID)
+	}
+	return now, err
+}
+
 func (t *transfer) run(ctx context.Context) (report Report, err error) {
 	report = Report{From: t.from.name, To: t.to.name}
 	began := time.Now()
+	if err := t.check(ctx); err != nil {
+		return report, err
+	}
 	t.step(Suspending)
-	if report.Tenant, err = t.tenants.BeginMove(ctx, t.tenant.OrgID, t.to.name); err != nil {
+	if report.Tenant, err = t.start(ctx); err != nil {
 		return report, err
 	}
-	if report.Tenant.Cluster != t.from.name || report.Tenant.Schema != t.tenant.Schema { // meanwhile
-		return report, fmt.Errorf("%w: move org %s: it is no longer in cluster %q", registry.ErrConflict, t.tenant.OrgID, t.from.name)
+	moveID := report.Tenant.MoveID
+	copied, _, err := t.arrived(ctx)
+	if err != nil {
+		return report, err
 	}
-	if err := t.fence(ctx); err != nil {
-		if errors.Is(err, ErrBusy) {
-			var cancelErr error
-			report.Tenant, cancelErr = t.tenants.CancelMove(context.WithoutCancel(ctx), t.tenant.OrgID)
-			err = errors.Join(err, cancelErr)
+	if !copied {
+		if err := t.fence(ctx); err != nil {
+			if errors.Is(err, ErrBusy) {
+				var cancelErr error
+				report.Tenant, cancelErr = t.tenants.CancelMove(context.WithoutCancel(ctx), t.tenant.OrgID, moveID)
+				err = errors.Join(err, cancelErr)
+			}
+			return report, err
 		}
-		return report, err
-	}
-	if report.Tables, err = t.copy(ctx); err != nil {
-		return report, err
+		if report.Tables, err = t.copy(ctx); err != nil {
+			return report, err
+		}
 	}
 	t.step(Switching)
-	if err := t.holds(ctx); err != nil {
+	switch open, _, err := t.state(ctx); {
+	case err != nil:
 		return report, err
+	case open:
+		return report, fmt.Errorf("move: cluster %q has schema %s again, though the copy is complete; drop it or rename it if it is not the tenant's", t.from.name, t.tenant.Schema)
 	}
-	if report.Tenant, err = t.tenants.FinishMove(ctx, t.tenant.OrgID, t.to.name); err != nil {
+	if report.Tenant, err = t.tenants.FinishMove(ctx, t.tenant.OrgID, moveID); err != nil {
 		return report, err
 	}
 	report.Away = time.Since(began)
 	t.step(Dropping)
-	return report, errors.Join(unmark(ctx, t.target, t.tenant), t.dropFenced(ctx))
+	return report, t.finish(ctx)
 }
 
-// holds makes sure that the lock, which goes with the connection, and the fence are still
-// there.
-func (t *transfer) holds(ctx context.Context) error {
-	open, fenced, err := t.state(ctx)
-	if err == nil && (open || !fenced) {
-		err = fmt.Errorf("move: the fence of org %s was taken away meanwhile; run it again", t.tenant.OrgID)
+// finish drops what the tenant has left where it was, and then has its schema look as it did.
+func (t *transfer) finish(ctx context.Context) error {
+	if copied, _, err := t.arrived(ctx); err != nil || !copied {
+		return errors.Join(err, fmt.Errorf("move: schema %s is missing in cluster %q; its fenced original is kept", t.tenant.Schema, t.to.name))
 	}
-	return err
+	if err := dropSchema(ctx, t.source, t.from, t.fenced.String()); err != nil {
+		return err
+	}
+	return unmark(ctx, t.target, t.tenant)
+}
+
+// check finds out what would stop the move halfway, before anything is changed.
+func (t *transfer) check(ctx context.Context) error {
+	for _, program := range []string{"pg_dump", "pg_restore"} {
+		if _, err := exec.LookPath(filepath.Join(t.programs, program)); err != nil {
+			return fmt.Errorf("move: %s has to be installed here: %w", program, err)
+		}
+	}
+	open, fenced, err := t.state(ctx)
+	if err != nil {
+		return err
+	}
+	copied, stranger, err := t.arrived(ctx)
+	switch {
+	case err != nil:
+		return err
+	case stranger && (open || fenced):
+		return fmt.Errorf("%w: cluster %q has a schema %s that is not a copy of this tenant", ErrOccupied, t.to.name, t.tenant.Schema)
+	case !copied && !stranger && !open && !fenced:
+		return fmt.Errorf("move: cluster %q has no schema %s; correct the placement of org %s in the registry", t.from.name, t.tenant.Schema, t.tenant.OrgID)
+	case open:
+		return noDependants(ctx, t.source, t.from, t.tenant.Schema.String())
+	}
+	return nil
+}
+
+// arrived tells whether the target has a complete copy under the tenant's name; and whether
+// it has a schema of that name that may be another's. It may be the tenant's own all the same
+// when the source has nothing left: then a switch took place that the registry has lost.
+func (t *transfer) arrived(ctx context.Context) (copied, stranger bool, err error) {
+	comment, found, err := commentOf(ctx, t.target, t.tenant.Schema.String())
+	if err != nil || !found {
+		return false, false, err
+	}
+	if strings.HasPrefix(comment, markOf(t.tenant)) {
+		return true, false, nil
+	}
+	open, fenced, err := t.state(ctx)
+	return err == nil && !open && !fenced, true, err
 }
 
 // dropLeftovers drops what a move that was broken off after the switch has left in the
-// cluster where the tenant was.
+// clusters where the tenant was.
 func (m *Mover) dropLeftovers(ctx context.Context, tenant registry.Tenant) error {
 	here := m.clusters[tenant.Cluster]
 	m.step(Dropping)
@@ -408,13 +518,39 @@ func (m *Mover) dropLeftovers(ctx context.Context, tenant registry.Tenant) error
 		if err != nil {
 			return err
 		}
-		err = errors.Join(unmark(ctx, t.target, tenant), t.dropFenced(ctx))
+		err = t.dropLeftover(ctx)
 		t.end()
 		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (t *transfer) dropLeftover(ctx context.Context) error {
+	_, fenced, err := t.state(ctx)
+	if err != nil {
+		return err
+	}
+	now, err := t.tenants.Tenant(ctx, t.tenant.OrgID)
+	switch {
+	case err != nil:
+		return err
+	case now.Moving || now.Cluster != t.to.name || now.Schema != t.tenant.Schema:
+		return fmt.Errorf("%w: org %s is not in cluster %q any more", registry.ErrConflict, now.OrgID, t.to.name)
+	}
+	_, found, err := commentOf(ctx, t.target, t.tenant.Schema.String())
+	switch {
+	case err != nil:
+		return fmt.Errorf("move: cluster %q: %w", t.to.name, err)
+	case !found:
+		return fmt.Errorf("move: schema %s is missing in cluster %q; what cluster %q has of it is kept", t.tenant.Schema, t.to.name, t.from.name)
+	case fenced:
+		if err := dropSchema(ctx, t.source, t.from, t.fenced.String()); err != nil {
+			return err
+		}
+	}
+	return unmark(ctx, t.target, t.tenant)
 }
 
 func closeConn(conn *pgx.Conn) {

@@ -71,13 +71,26 @@ func TestMoveRefuses(t *testing.T) {
 	if _, err := m.Move(t.Context(), tenant.OrgID, "b"); !errors.Is(err, move.ErrOccupied) {
 		t.Errorf("into an occupied place: %v", err)
 	}
-	w.exec(t, "b", `SELECT FROM `+s+`.theirs`)
-	if _, err := m.Cancel(t.Context(), tenant.OrgID); !errors.Is(err, move.ErrOccupied) {
+	if got, err := w.tenants.Tenant(t.Context(), tenant.OrgID); err != nil || got.State != registry.Active || got.Moving {
+		t.Errorf("%+v, %v; want nothing begun", got, err)
+	}
+	// It may come to be there meanwhile.
+	meanwhile, err := w.tenants.BeginMove(t.Context(), tenant.OrgID, "a", "b")
+	if err != nil || !meanwhile.Moving {
+		t.Fatal(err)
+	}
+	if _, err := m.Cancel(t.Context(), tenant.OrgID); err != nil {
 		t.Errorf("cancelled beside a stranger's schema: %v", err)
 	}
+	w.exec(t, "b", `SELECT FROM `+s+`.theirs`)
 	w.exec(t, "b", `DROP SCHEMA `+s+` CASCADE`)
-	if _, err := m.Cancel(t.Context(), tenant.OrgID); err != nil {
-		t.Error(err)
+	w.is(t, tenant, "a", registry.Active)
+	twice, err := move.New(w.tenants, map[string]string{"a": w.urls["a"], "b": w.urls["a"] + "&application_name=other"}, move.WithSettle(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := twice.Move(t.Context(), tenant.OrgID, "b"); err == nil || !strings.Contains(err.Error(), "are the same database") {
+		t.Errorf("two names for one database: %v", err)
 	}
 	w.is(t, tenant, "a", registry.Active)
 	for name, url := range map[string]string{"no URL": "host=localhost password=secret", "nonsense": "postgres://u:secret@host:port/db"} {
@@ -105,7 +118,7 @@ func TestMoveBrokenOff(t *testing.T) {
 				if _, err := m.Move(ctx, tenant.OrgID, "b"); err == nil {
 					t.Fatal("it was not broken off")
 				}
-				moved := at == move.Dropping
+				complete := at == move.Switching || at == move.Dropping // which Cancel does not take back
 				begun := at != move.Suspending
 				switch {
 				case !back:
@@ -113,14 +126,20 @@ func TestMoveBrokenOff(t *testing.T) {
 						t.Fatal(err)
 					}
 					w.is(t, tenant, "b", registry.Active)
-				case begun && !moved:
+				case begun && !complete:
 					if got, err := w.mover(t).Cancel(t.Context(), tenant.OrgID); err != nil || got.State != registry.Active {
 						t.Fatalf("%+v, %v", got, err)
 					}
 					w.is(t, tenant, "a", registry.Active)
 				default:
 					if _, err := w.mover(t).Cancel(t.Context(), tenant.OrgID); !errors.Is(err, registry.ErrConflict) {
-						t.Errorf("cancelled what was not under way: %v", err)
+						t.Errorf("cancelled what was not under way, or complete: %v", err)
+					}
+					if begun { // and it can be finished
+						if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err != nil {
+							t.Fatal(err)
+						}
+						w.is(t, tenant, "b", registry.Active)
 					}
 				}
 			})
@@ -207,10 +226,12 @@ func TestMoveDiffers(t *testing.T) {
 		if got, err := w.tenants.Tenant(t.Context(), tenant.OrgID); err != nil || got.State != registry.Suspended || got.Cluster != "a" {
 			t.Errorf("%+v, %v", got, err)
 		}
-		if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err != nil {
-			t.Error(err)
+		if strings.HasPrefix(damage, "DELETE") { // it can be moved all the same
+			if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err != nil {
+				t.Error(err)
+			}
+			w.is(t, tenant, "b", registry.Active)
 		}
-		w.is(t, tenant, "b", registry.Active)
 	}
 }
 
@@ -224,7 +245,7 @@ func TestMoveFails(t *testing.T) {
 	if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err == nil || !strings.Contains(err.Error(), "pg_restore into cluster") || !strings.Contains(err.Error(), role) {
 		t.Errorf("a role is missing: %v", err)
 	}
-	if _, err := w.mover(t, move.WithPrograms(t.TempDir())).Move(t.Context(), tenant.OrgID, "b"); err == nil || !strings.Contains(err.Error(), "has to be installed") {
+	if _, err := w.mover(t, move.WithPrograms(t.TempDir())).Move(t.Context(), tenant.OrgID, "b"); err == nil || !strings.Contains(err.Error(), "pg_dump has to be installed") {
 		t.Errorf("no programs: %v", err)
 	}
 	// Meanwhile nobody else can write.
@@ -258,22 +279,104 @@ func TestMoveTwice(t *testing.T) {
 	w.is(t, tenant, "b", registry.Active)
 }
 
-// TestMoveSpoiled: what depends on the schema from outside is neither copied nor dropped.
+// TestMoveSpoiled: a schema on which others depend, who would neither go along nor survive,
+// is left where it is; nothing of theirs is dropped.
 func TestMoveSpoiled(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	for spoil, want := range map[string]string{
+		`CREATE VIEW %[2]s.v AS SELECT * FROM %[1]s.payments`:             "v",
+		`CREATE TABLE %[2]s.t (account bigint REFERENCES %[1]s.accounts)`: "t",
+		`CREATE TABLE %[1]s.parts (a int) PARTITION BY LIST (a); CREATE TABLE %[2]s.t PARTITION OF %[1]s.parts FOR VALUES IN (1); INSERT INTO %[1]s.parts VALUES (1)`: "t",
+		`CREATE TABLE %[2]s.t () INHERITS (%[1]s.accounts)`: "t",
+		`CREATE TABLE %[2]s.t (a %[1]s.currency)`:           "t",
+		`CREATE TABLE %[2]s.t (name text); CREATE TRIGGER stamp BEFORE INSERT ON %[2]s.t FOR EACH ROW EXECUTE FUNCTION %[1]s.stamp()`: "t",
+	} {
+		tenant := w.newTenant(t, "a")
+		other := fmt.Sprintf("other_%x", tenant.OrgID[:4])
+		w.exec(t, "a", `CREATE SCHEMA `+other)
+		w.exec(t, "a", fmt.Sprintf(spoil, tenant.Schema.Quoted(), other))
+		if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err == nil || !strings.Contains(err.Error(), "others depend on it: ") || !strings.Contains(err.Error(), other+"."+want) {
+			t.Errorf("%s: %v", spoil, err)
+		}
+		if got, err := w.tenants.Tenant(t.Context(), tenant.OrgID); err != nil || got.Cluster != "a" || got.State != registry.Active {
+			t.Errorf("%s: %+v, %v", spoil, got, err)
+		}
+	}
+}
+
+// TestMoveWhoseSwitchWasLost: the registry comes back without the last of its commits. The
+// copy may have been in use, and is what there is.
+func TestMoveWhoseSwitchWasLost(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, at := range []move.Step{move.Dropping, ""} { // the process dies after the switch, or ends well
+		tenant := w.newTenant(t, "a")
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		_, err := w.mover(t, move.WithProgress(func(s move.Step) {
+			if s == at {
+				cancel()
+			}
+		})).Move(ctx, tenant.OrgID, "b")
+		if (err == nil) != (at == "") {
+			t.Fatal(err)
+		}
+		w.exec(t, "b", `DELETE FROM `+tenant.Schema.Quoted()+`.payments WHERE key = 'old 1'; INSERT INTO `+tenant.Schema.Quoted()+`.payments (account, amount, currency, key) VALUES (1, 1.01, 'EUR', 'old one')`)
+		w.exec(t, "a", `UPDATE pgidem.tenants SET cluster = 'a', state = 'suspended', moving_to = 'b', move_id = gen_random_uuid(), resume = true WHERE org_id = $1`, tenant.OrgID)
+		if _, err := w.mover(t).Cancel(t.Context(), tenant.OrgID); !errors.Is(err, registry.ErrConflict) || !strings.Contains(err.Error(), "complete") {
+			t.Errorf("taken back: %v", err)
+		}
+		if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err != nil {
+			t.Error(err)
+		}
+		w.is(t, tenant, "b", registry.Active)
+		var paid bool
+		if err := w.pools["b"].QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM `+tenant.Schema.Quoted()+`.payments WHERE key = 'old one')`).Scan(&paid); err != nil || !paid {
+			t.Errorf("what was paid after the switch is there: %t, %v", paid, err)
+		}
+	}
+}
+
+// TestMoveTooLate: a process that had looked at the tenant before others moved it on does
+// nothing to it.
+func TestMoveTooLate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
 	tenant := w.newTenant(t, "a")
-	w.exec(t, "a", fmt.Sprintf(`CREATE SCHEMA reports; CREATE VIEW reports.all_payments AS SELECT * FROM %[1]s.payments; CREATE TABLE reports.notes (account bigint REFERENCES %[1]s.accounts)`, tenant.Schema.Quoted()))
-	_, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b")
-	if err == nil || !strings.Contains(err.Error(), "other schemas depend on it: reports.all_payments, reports.notes") {
-		t.Errorf("%v", err)
+	late := w.mover(t, move.WithLooked(func() {
+		for _, to := range []string{"b", "c"} {
+			if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, to); err != nil {
+				t.Error(err)
+			}
+		}
+	}))
+	if _, err := late.Move(t.Context(), tenant.OrgID, "b"); err == nil {
+		t.Error("it moved what it had not looked at")
 	}
-	if got, err := w.tenants.Tenant(t.Context(), tenant.OrgID); err != nil || got.Cluster != "b" || got.State != registry.Active {
-		t.Errorf("%+v, %v", got, err)
+	w.is(t, tenant, "c", registry.Active)
+
+	late = w.mover(t, move.WithLooked(func() {
+		if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err != nil {
+			t.Error(err)
+		}
+		// Another move is broken off while the only data are fenced.
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		_, err := w.mover(t, move.WithProgress(func(s move.Step) {
+			if s == move.Copying {
+				cancel()
+			}
+		})).Move(ctx, tenant.OrgID, "a")
+		if err == nil {
+			t.Error("it was not broken off")
+		}
+	}))
+	if _, err := late.Move(t.Context(), tenant.OrgID, "c"); err == nil { // where it is, as far as this one knows
+		t.Error("it dropped what is left in other places without a second look")
 	}
-	w.exec(t, "a", `DROP SCHEMA reports CASCADE`)
-	if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err != nil {
-		t.Error(err)
+	if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "a"); err != nil {
+		t.Fatal(err)
 	}
-	w.is(t, tenant, "b", registry.Active)
+	w.is(t, tenant, "a", registry.Active)
 }

@@ -142,10 +142,11 @@ func (r *Registry) Add(ctx context.Context, t Tenant) (Tenant, error) {
 // SetState puts the tenant orgID into a state, if it is in one of those given, or in any
 // where none is, and returns it as it is then. The error wraps [ErrState] if it is in
 // another; the tenant is returned beside that. It wraps [tenancy.ErrUnknownTenant] if it is
-// not registered.
+// not registered. A tenant that is being moved can only be suspended: it is not made active
+// again when it has been moved then.
 func (r *Registry) SetState(ctx context.Context, orgID uuid.UUID, to State, from ...State) (Tenant, error) {
 	t, err := r.one(ctx, `
-		UPDATE /*control.*/tenants t SET state = $2
+		UPDATE /*control.*/tenants t SET state = $2, resume = t.resume AND $2 <> 'suspended'
 		WHERE t.org_id = $1 AND (cardinality($3::text[]) = 0 OR t.state = ANY ($3::text[])) RETURNING `+columns,
 		orgID, string(to), names(from))
 	if !errors.Is(err, pgx.ErrNoRows) {

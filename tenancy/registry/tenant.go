@@ -38,9 +38,10 @@ type Tenant struct {
 	// is not known.
 	Version int64
 	// Moving tells that the tenant is being moved to the cluster MovingTo, and suspended for
-	// that; and Resume, that it is made active again afterwards.
+	// that; Resume, that it is made active again afterwards; and MoveID, by which run it is.
 	Moving   bool
 	MovingTo string
+	MoveID   uuid.UUID
 	Resume   bool
 	// CreatedAt and UpdatedAt are of the database's clock.
 	CreatedAt, UpdatedAt time.Time
@@ -53,17 +54,20 @@ func (t Tenant) Placement() tenancy.Placement {
 
 // columns are those that scanTenant reads, of the table tenants as t.
 const columns = `t.org_id, t.schema_name, t.cluster, t.state, t.version,
-	t.moving_to IS NOT NULL, coalesce(t.moving_to, ''), t.resume, t.created_at, t.updated_at`
+	t.moving_to IS NOT NULL, coalesce(t.moving_to, ''), coalesce(t.move_id::text, ''), t.resume, t.created_at, t.updated_at`
 
 func scanTenant(row pgx.CollectableRow) (Tenant, error) {
 	var t Tenant
-	var schema string
-	err := row.Scan(&t.OrgID, &schema, &t.Cluster, &t.State, &t.Version, &t.Moving, &t.MovingTo, &t.Resume, &t.CreatedAt, &t.UpdatedAt)
+	var schema, moveID string
+	err := row.Scan(&t.OrgID, &schema, &t.Cluster, &t.State, &t.Version, &t.Moving, &t.MovingTo, &moveID, &t.Resume, &t.CreatedAt, &t.UpdatedAt)
 	if err != nil {
 		return Tenant{}, err
 	}
 	if t.Schema, err = tenancy.ParseSchema(schema); err != nil {
 		return Tenant{}, fmt.Errorf("org %s: %w", t.OrgID, err)
 	}
-	return t, nil
+	if t.Moving {
+		t.MoveID, err = uuid.Parse(moveID)
+	}
+	return t, err
 }
