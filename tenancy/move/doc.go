@@ -7,8 +7,8 @@
 // Only the tenant that is moved stops being served, for as long as its data take; a service
 // over a [github.com/pgidem/pgidem/tenancy/registry.Registry] answers its requests with 403
 // (suspended_tenant) meanwhile. The steps are these, and each is safe to repeat: after a
-// crash at any point, or an error, Move with the same arguments goes on, and [Mover.Cancel]
-// goes back.
+// crash at any point, or an error, Move with the same arguments goes on, and up to step 5
+// [Mover.Cancel] goes back.
 //
 //  1. The registry suspends the tenant and notes where it goes. Within a second no process
 //     claims a key of it any more.
@@ -20,12 +20,18 @@
 //     pg_restore makes it of that in the other cluster, in one transaction.
 //  5. Each table there is compared with what was copied, by its number of rows and a
 //     checksum of all of their values, and each sequence by its value.
-//  6. The copy gets the schema's name, and the registry has the tenant there from now on,
-//     and active if it was.
-//  7. The fenced schema is dropped, a table at a time.
+//  6. The copy gets the schema's name, and a mark in its comment that it is complete, which
+//     keeps everybody from dropping it. The registry has the tenant there from now on, and
+//     active if it was.
+//  7. The fenced schema is dropped, a table at a time, and the mark goes.
 //
 // Move needs pg_dump and pg_restore of a version that is not older than the servers'. The
 // roles that own the schema's objects or have rights on them have to exist in both clusters,
-// as must the extensions whose types its tables use. Sequences, views and triggers move with the schema; what refers
-// to it from outside does not, and keeps the fence from being dropped.
+// as must the extensions whose types its tables use. Sequences, views and triggers move with
+// the schema. What depends on it from outside, a view or a partition in another schema say,
+// would not: such a tenant is not moved.
+//
+// While a tenant moves, do not migrate its schema by name in the cluster that it leaves:
+// that would make an empty one anew, which a process that is cut off from the registry may
+// take for the tenant's. cmd/idem-tenants goes by the registry, and makes none.
 package move
