@@ -1,4 +1,5 @@
-// Idem-tenants provisions, lists, migrates, inspects and drops the tenants of a service.
+// Idem-tenants provisions, lists, migrates, inspects, moves and drops the tenants of a
+// service.
 //
 //	export DATABASE_URL=postgres://owner@db/app
 //	idem-tenants init
@@ -11,8 +12,8 @@
 // schemas of a database that hold records by --all-schemas.
 //
 // Connections go to PostgreSQL itself, not through a pooler in transaction mode, where
-// schemas are made or migrated (init, provision, migrate, status, drop). The role owns the
-// schemas. Inspect, release, list, suspend and resume need less: to read and to write the
+// schemas are made, migrated or copied (init, provision, migrate, status, move, drop). The
+// role owns the schemas. Inspect, release, list, suspend and resume need less: to read and to write the
 // tables that they are about, and any connection will do.
 //
 // See idem-tenants --help for the verbs, and idem-tenants help VERB for their flags, the

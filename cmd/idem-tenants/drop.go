@@ -76,6 +76,9 @@ func (a *app) drop(ctx context.Context, orgText string, terms dropTerms) error {
 	if s := p.tenant.State; s != registry.Suspended && s != registry.Deleting {
 		return exitError{cli.ExitFailed, fmt.Errorf("%s is %s: suspend it first, and let what is under way come to its end", p.org, s)}
 	}
+	if p.tenant.Moving {
+		return exitError{cli.ExitFailed, beingMoved(p.org)}
+	}
 	provisioner, err := a.provisioner(ctx, terms.roles)
 	if err != nil {
 		return err

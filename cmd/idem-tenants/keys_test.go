@@ -60,7 +60,7 @@ func TestInspectTenant(t *testing.T) {
 	tenant := f.tenant(t)
 	org := tenant.OrgID.String()
 	store := f.store(t)
-	claim(t, store, claimRequest(tenant.OrgID, "running", time.Minute))
+	claim(t, store, claimRequest(tenant.OrgID, "running", time.Hour/2))
 	lapsing := claimRequest(tenant.OrgID, "lapsed", time.Millisecond)
 	claim(t, store, lapsing)
 	for i := range 3 {
@@ -179,7 +179,7 @@ func TestInspectKeyShowsNoSecrets(t *testing.T) {
 	}
 
 	// A fingerprint of the service's own may be the request itself.
-	own := claimRequest(tenant.OrgID, "own", time.Minute)
+	own := claimRequest(tenant.OrgID, "own", time.Hour/2)
 	own.RequestHash = "amount SECRET"
 	claim(t, store, own)
 	if _, _, info := all("own"); info.Record.Fingerprint != "" {
@@ -234,13 +234,13 @@ func TestRelease(t *testing.T) {
 		return object[keyJSON](t, f.run(t, "inspect", org, key, "--json").expect(t, cli.ExitOK)).State
 	}
 
-	held := claimRequest(tenant.OrgID, "held", time.Minute)
+	held := claimRequest(tenant.OrgID, "held", time.Hour/2)
 	claim(t, store, held)
 	for _, flag := range []string{"--forget=false", "--forget"} {
 		f.run(t, "release", "--yes", flag, org, "held").expect(t, cli.ExitFailed, "its lease holds until", "--force")
 	}
 	f.run(t, "release", "--force", org, "held").expect(t, cli.ExitUsage, "no terminal", "--yes")
-	if err := store.Extend(t.Context(), held.Claim, time.Minute); err != nil {
+	if err := store.Extend(t.Context(), held.Claim, time.Hour/2); err != nil {
 		t.Fatalf("the attempt has lost its key: %v", err)
 	}
 	got := object[releaseJSON](t, f.run(t, "release", "--force", "--yes", "--json", org, "held").expect(t, cli.ExitOK))
@@ -250,14 +250,14 @@ func TestRelease(t *testing.T) {
 	if err := store.Complete(t.Context(), held.Claim, &idempotency.Record{OrgID: tenant.OrgID, Key: "held", ResponseStatus: 200}); !errors.Is(err, idempotency.ErrLeaseLost) {
 		t.Errorf("the attempt that was released has stored its outcome: %v", err)
 	}
-	if result := claim(t, store, claimRequest(tenant.OrgID, "held", time.Minute)); result.Attempt != 2 {
+	if result := claim(t, store, claimRequest(tenant.OrgID, "held", time.Hour/2)); result.Attempt != 2 {
 		t.Errorf("attempt %d, want 2", result.Attempt)
 	}
 
 	lapsed := claimRequest(tenant.OrgID, "lapsed", time.Millisecond)
 	claim(t, store, lapsed)
 	eventually(t, "the lease lapses", func() bool { return state("lapsed") == pgstore.KeyInterrupted })
-	retry := claimRequest(tenant.OrgID, "lapsed", time.Minute)
+	retry := claimRequest(tenant.OrgID, "lapsed", time.Hour/2)
 	retry.Interrupted = idempotency.Refuse
 	f.run(t, "release", "--yes", org, "lapsed").expect(t, cli.ExitOK, "attempt 1 is released", "a retry is attempt 2")
 	if result, err := store.Claim(t.Context(), retry); err != nil || result.Outcome != idempotency.OutcomeInterrupted {

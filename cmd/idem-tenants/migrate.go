@@ -31,9 +31,11 @@ func (a *app) migrateVerb() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "migrate the schemas of all tenants to the newest version.",
-		Long: `idem-tenants migrate makes the schemas that are missing and migrates those that are
-behind: of all tenants of the registry that are active or suspended, and notes the
-versions there; or, with --all-schemas or --schema, without the registry.
+		Long: `idem-tenants migrate migrates the schemas that are behind: of all tenants of the registry
+that are active or suspended, and notes the versions there; or, with --all-schemas or
+--schema, without the registry. A schema that is missing is made by --schema alone: to
+make that of a tenant anew would run requests again that had been answered, so the tenant
+fails. provision makes tenants.
 
 It may be stopped and run again, and continues; runs at the same time share the work. Each
 migration is a transaction. A tenant that fails stops no other. One whose tables are in
@@ -181,9 +183,15 @@ func (r *migrateRun) server(ctx context.Context, s server, terms migrateTerms, r
 	if terms.dryRun {
 		opts = append(opts, migrations.WithDryRun())
 	}
+	if len(terms.choice.schemas) == 0 { // else they are known to have been there
+		opts = append(opts, migrations.WithExistingOnly())
+	}
 	targets := s.bySchema()
 	opts = append(opts, migrations.WithResult(func(result migrations.Result) {
 		m := migrated{Result: result, target: targets[result.Schema], cluster: s.cluster}
+		if errors.Is(m.Err, migrations.ErrAbsent) {
+			m.Err = m.target.lost(m.Err)
+		}
 		if m.Outcome == migrations.Current {
 			r.current++
 		} else {

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
 	"github.com/pgidem/pgidem/internal/cli"
@@ -82,6 +82,13 @@ func (a *app) move(cmd *cobra.Command, orgText string, terms moveTerms) error {
 	if err != nil {
 		return err
 	}
+	other := terms.to
+	if terms.cancel {
+		other = p.tenant.MovingTo
+	}
+	if _, err := a.database(other); err != nil { // before anything is asked
+		return err
+	}
 	mover, err := a.mover(ctx, terms)
 	if err != nil {
 		return err
@@ -89,7 +96,7 @@ func (a *app) move(cmd *cobra.Command, orgText string, terms moveTerms) error {
 	if terms.cancel {
 		tenant, err := mover.Cancel(ctx, p.org)
 		if err != nil {
-			return err
+			return a.moveError(ctx, p, err)
 		}
 		return a.printTenant(tenant)
 	}
@@ -101,7 +108,7 @@ func (a *app) move(cmd *cobra.Command, orgText string, terms moveTerms) error {
 	}
 	report, err := mover.Move(ctx, p.org, terms.to)
 	if err != nil {
-		return moveError(p, err)
+		return a.moveError(ctx, p, err)
 	}
 	return a.reportMove(report)
 }
@@ -113,17 +120,13 @@ func (a *app) mover(ctx context.Context, terms moveTerms) (*move.Mover, error) {
 		return nil, err
 	}
 	urls := make(map[string]string)
-	for cluster := range maps.Keys(a.servers) {
-		urls[cluster] = ""
-	}
-	urls[""] = ""
-	for cluster := range urls {
+	for _, cluster := range append(sortedKeys(a.servers), "") {
+		if _, err := a.unopened(ctx, cluster); err != nil { // which tells what cannot be read
+			return nil, err
+		}
 		database, err := a.database(cluster)
 		if err != nil {
 			return nil, err
-		}
-		if _, err := database.PoolConfig(); err != nil {
-			return nil, exitError{cli.ExitUsage, err}
 		}
 		urls[cluster] = database.DirectURL()
 	}
@@ -138,14 +141,18 @@ func (a *app) mover(ctx context.Context, terms moveTerms) (*move.Mover, error) {
 	return mover, nil
 }
 
-func moveError(p place, err error) error {
+func (a *app) moveError(ctx context.Context, p place, err error) error {
+	const after = "may be suspended now: run it again to go on, or with --cancel to take it back"
 	switch {
+	case ctx.Err() != nil:
+		a.errf("%s "+after, p.org)
+		return err
 	case errors.Is(err, move.ErrBusy):
 		return exitError{cli.ExitUnfinished, err}
 	case errors.Is(err, registry.ErrConflict), errors.Is(err, registry.ErrState):
 		return exitError{cli.ExitFailed, err}
 	}
-	return fmt.Errorf("%w\n%s may be suspended now: run it again to go on, or with --cancel to take it back", err, p.org)
+	return fmt.Errorf("%w\n%s "+after, err, p.org)
 }
 
 func (a *app) reportMove(r move.Report) error {
@@ -167,6 +174,11 @@ func (a *app) reportMove(r move.Report) error {
 	_, err := fmt.Fprintf(a.stdout, "%s: moved from %s to %s with %s in %s, and %s; away for %s\n", r.Tenant.OrgID, clusterName(r.From), clusterName(r.To),
 		cli.Plural(rows, "row"), cli.Plural(int64(len(r.Tables)), "table"), r.Tenant.State, span(r.Away))
 	return err
+}
+
+// beingMoved refuses what is not for a tenant that is between two clusters.
+func beingMoved(org uuid.UUID) error {
+	return fmt.Errorf("%s is being moved to another cluster: %s move %s --to goes on with that, or --cancel takes it back", org, program, org)
 }
 
 func clusterName(name string) string {

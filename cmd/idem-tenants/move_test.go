@@ -1,11 +1,11 @@
 package main
 
 import (
-	"encoding/json"
 	"os"
 	"path/filepath"
 	"testing"
 
+	"github.com/pgidem/pgidem/internal/cli"
 	"github.com/pgidem/pgidem/internal/pgtest"
 	"github.com/pgidem/pgidem/tenancy/registry"
 )
@@ -20,55 +20,52 @@ func TestMove(t *testing.T) {
 	f.exec(t, `CREATE TABLE `+tenant.Schema.Quoted()+`.payments AS SELECT generate_series(1, 7) AS n`)
 	other := "--server=eu-2=" + pgtest.NewDatabase(t)
 
-	f.run(t, "move", org).expect(t, 2, "give --to CLUSTER, or --cancel")
-	f.run(t, "move", org, "--to", "eu-2", "--cancel").expect(t, 2, "give --to CLUSTER, or --cancel")
-	f.run(t, "move", org, "--to", "eu-2", "--drain-timeout", "0", other).expect(t, 2, "--drain-timeout")
-	f.run(t, "move", "0b8f0f4e-4a53-4fc1-9a0f-0a7c1e1d6a11", "--to", "eu-2", "--yes", other).expect(t, 6, "there is no tenant")
-	f.run(t, "move", org, "--to", "eu-3", "--yes", other).expect(t, 1, `no database URL is given for cluster "eu-3"`)
-	f.run(t, "move", org, "--cancel", other).expect(t, 1, "it is not being moved")
-	f.run(t, "move", org, "--to", "eu-2", other).expect(t, 2, "give --yes")
+	f.run(t, "move", org).expect(t, cli.ExitUsage, "give --to CLUSTER, or --cancel")
+	f.run(t, "move", org, "--to", "eu-2", "--cancel").expect(t, cli.ExitUsage, "give --to CLUSTER, or --cancel")
+	f.run(t, "move", org, "--to", "eu-2", "--drain-timeout", "0", other).expect(t, cli.ExitUsage, "--drain-timeout")
+	f.run(t, "move", "0b8f0f4e-4a53-4fc1-9a0f-0a7c1e1d6a11", "--to", "eu-2", "--yes", other).expect(t, exitNotFound, "there is no tenant")
+	f.run(t, "move", org, "--to", "eu-3", other).expect(t, cli.ExitUsage, `no server for cluster "eu-3"`, "--server")
+	f.run(t, "move", org, "--to", "eu-2", "--yes", "--server", "eu-2=host=db").expect(t, cli.ExitUsage, "give a URL")
+	f.run(t, "move", org, "--to", "eu-2", "--yes", "--server", "eu-2=postgres://operator:hunter2@db:port/app").
+		expect(t, cli.ExitUsage, "--server eu-2").without(t, "hunter2")
+	f.run(t, "move", org, "--to", "eu-2", "--yes", "--server", "eu-2=postgres://operator:hunter2@127.0.0.1:1/app?sslmode=disable").
+		expect(t, cli.ExitUnreachable, `cluster "eu-2"`).without(t, "hunter2")
+	f.run(t, "move", org, "--cancel", other).expect(t, cli.ExitFailed, "it is not being moved")
+	f.run(t, "move", org, "--to", "eu-2", other).expect(t, cli.ExitUsage, "give --yes")
 	if got := f.state(t, tenant.OrgID); got != registry.Active {
 		t.Fatalf("it is %s, though nothing was moved", got)
 	}
 
 	// It fails on the way, and is taken back.
-	f.run(t, "move", org, "--to", "eu-2", "--yes", "--programs", t.TempDir(), other).expect(t, 1, "has to be installed")
+	f.run(t, "move", org, "--to", "eu-2", "--yes", "--programs", t.TempDir(), other).expect(t, cli.ExitFailed, "has to be installed")
 	broken := t.TempDir()
 	for _, program := range []string{"pg_dump", "pg_restore"} {
 		if err := os.WriteFile(filepath.Join(broken, program), []byte("#!/bin/sh\necho nothing works >&2\nexit 3\n"), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
-	f.run(t, "move", org, "--to", "eu-2", "--yes", "--programs", broken, other).expect(t, 1, "nothing works", "run it again to go on, or with --cancel")
-	f.run(t, "resume", org).expect(t, 1, "")
+	f.run(t, "move", org, "--to", "eu-2", "--yes", "--programs", broken, other).expect(t, cli.ExitFailed, "nothing works", "run it again to go on, or with --cancel")
+	f.run(t, "resume", org).expect(t, cli.ExitFailed, "is being moved", "--cancel")
+	f.run(t, "drop", org, "--yes", "--confirm", tenant.Schema.String()).expect(t, cli.ExitFailed, "is being moved", "--cancel")
 	if got := f.state(t, tenant.OrgID); got != registry.Suspended {
 		t.Errorf("it is %s while it is being moved", got)
 	}
-	f.run(t, "move", org, "--cancel", other).expect(t, 0, "active")
+	f.run(t, "move", org, "--cancel", other).expect(t, cli.ExitOK, "active")
 
-	f.run(t, "move", org, "--to", "eu-2", "--yes", other).expect(t, 0, "moved from the nameless cluster to cluster eu-2", "and active", "copy\nverify\nswitch\ndrop\n")
-	f.run(t, "move", org, "--to", "eu-2", "--yes", other).expect(t, 0, "is in cluster eu-2")
-	back := f.run(t, "move", org, "--to", "", "--yes", "--json", other)
-	back.expect(t, 0, "")
-	var object struct {
-		From, Cluster string
-		State         registry.State
-		Tables        []struct {
-			Name string
-			Rows int64
-		}
-	}
-	if err := json.Unmarshal([]byte(back.stdout), &object); err != nil || object.From != "eu-2" || object.Cluster != "" || object.State != registry.Active {
-		t.Errorf("%+v, %v", object, err)
+	f.run(t, "move", org, "--to", "eu-2", "--yes", other).expect(t, cli.ExitOK, "moved from the nameless cluster to cluster eu-2", "and active", "copy\nverify\nswitch\ndrop\n")
+	f.run(t, "move", org, "--to", "eu-2", "--yes", other).expect(t, cli.ExitOK, "is in cluster eu-2")
+	back := object[moveJSON](t, f.run(t, "move", org, "--to", "", "--yes", "--json", other).expect(t, cli.ExitOK))
+	if back.OrgID != tenant.OrgID || back.From != "eu-2" || back.Cluster != "" || back.State != registry.Active || back.MovingTo != nil || back.Seconds <= 0 {
+		t.Errorf("%+v", back)
 	}
 	var payments int64
-	for _, table := range object.Tables {
+	for _, table := range back.Tables {
 		if table.Name == "payments" {
 			payments = table.Rows
 		}
 	}
 	if payments != 7 {
-		t.Errorf("%d payments were moved; want 7: %+v", payments, object.Tables)
+		t.Errorf("%d payments were moved; want 7: %+v", payments, back.Tables)
 	}
 	var n int
 	if err := f.pool.QueryRow(t.Context(), `SELECT count(*) FROM `+tenant.Schema.Quoted()+`.payments`).Scan(&n); err != nil || n != 7 {

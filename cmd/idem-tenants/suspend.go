@@ -84,6 +84,8 @@ func (a *app) setState(cmd *cobra.Command, args []string, to, from registry.Stat
 			err = a.printTenant(tenant)
 		case errors.Is(err, tenancy.ErrUnknownTenant):
 			err = exitError{exitNotFound, fmt.Errorf("there is no tenant %s in the registry", org)}
+		case errors.Is(err, registry.ErrState) && tenant.State == "": // its state would have done
+			err = exitError{cli.ExitFailed, beingMoved(org)}
 		case errors.Is(err, registry.ErrState):
 			err = exitError{cli.ExitFailed, fmt.Errorf("%s is %s, and only a tenant that is %s can become %s", org, tenant.State, from, to)}
 		}

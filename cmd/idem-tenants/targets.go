@@ -175,6 +175,18 @@ func (c chosen) leftOut() string {
 	return "left out: " + strings.Join(parts, ", ")
 }
 
+// lost says of a tenant whose schema was there, and is missing, what to do.
+func (t target) lost(err error) error {
+	if t.tenant == nil {
+		return fmt.Errorf("%w, or has no table %s, but had records when this run began: it was left alone", err, migrations.VersionTable)
+	}
+	return fmt.Errorf("%w, and was not made anew; unless the tenant is being moved, or was moved or dropped meanwhile, %s", err, beginAnew)
+}
+
+// beginAnew is what to do about a tenant that has been served and whose schema is lost.
+// provision alone leaves such a tenant as it is.
+const beginAnew = "restore the schema; or suspend, drop and provision the tenant, which then has no records and runs retries again"
+
 // about names a tenant in a line.
 func (t target) about(cluster string) string {
 	text := t.Schema.String()

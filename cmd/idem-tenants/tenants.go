@@ -86,13 +86,20 @@ func (a *app) locate(ctx context.Context, orgText, schema string) (place, error)
 	return p, err
 }
 
-// explain says of a tenant without tables, which the registry knows, that it is half-made.
+// explain says of a tenant without tables, which the registry knows, that it is half-made, or
+// that they are lost.
 func (p place) explain(err error) error {
 	if p.tenant == nil || !errors.Is(err, tenancy.ErrUnknownTenant) {
 		return err
 	}
-	return exitError{cli.ExitFailed, fmt.Errorf("%s is registered as %s, but its schema %s does not hold the tables: %s provision %s makes them",
-		p.org, p.tenant.State, p.schema, program, p.org)}
+	advice := beginAnew
+	switch p.tenant.State {
+	case registry.Provisioning:
+		advice = fmt.Sprintf("%s provision %s makes them", program, p.org)
+	case registry.Deleting:
+		advice = fmt.Sprintf("%s drop %s goes on", program, p.org)
+	}
+	return exitError{cli.ExitFailed, fmt.Errorf("%s is registered as %s, but its schema %s does not hold the tables: %s", p.org, p.tenant.State, p.schema, advice)}
 }
 
 // tenantJSON is a tenant as the registry knows it.

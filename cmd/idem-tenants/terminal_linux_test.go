@@ -125,7 +125,7 @@ func TestReleaseAsksOnATerminal(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	tenant := f.tenant(t)
-	claim(t, f.store(t), claimRequest(tenant.OrgID, "key", time.Minute))
+	claim(t, f.store(t), claimRequest(tenant.OrgID, "key", time.Hour/2))
 	org := tenant.OrgID.String()
 	state := func() pgstore.KeyState {
 		return object[keyJSON](t, f.run(t, "inspect", org, "key", "--json")).State
@@ -192,7 +192,7 @@ func TestDropAsksForTheSchemasName(t *testing.T) {
 	f := newFixture(t)
 	tenant := f.tenant(t)
 	org := tenant.OrgID.String()
-	claim(t, f.store(t), claimRequest(tenant.OrgID, "key", time.Minute))
+	claim(t, f.store(t), claimRequest(tenant.OrgID, "key", time.Hour/2))
 	f.run(t, "suspend", "--yes", org).expect(t, cli.ExitOK)
 	for _, answer := range []string{"y\n", "\n", tenant.Schema.String() + "0\n", "\x04"} {
 		openTerminal(t).run(t, f.onTerminal(), answer, "drop", org).expect(t, cli.ExitFailed, "for good", "1 of attempts in progress", "not confirmed")
