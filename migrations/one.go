@@ -49,8 +49,9 @@ func (r Result) SQLState() string { return sqlState(r.Err) }
 
 // One makes or migrates one tenant's schema over a connection of the caller's, as [All] does:
 // it is for whoever signs a tenant up. Everything it sets on the connection ends with its
-// transactions, so the connection may be one of a pool. It tries a busy tenant again after a
-// pause. The error is that of the Result, naming the schema.
+// transactions, so the connection may be one of a pool; one with a transaction open is refused.
+// It tries a busy tenant again after a pause. The error is that of the Result, naming the
+// schema.
 func One(ctx context.Context, conn *pgx.Conn, target Target, opts ...Option) (Result, error) {
 	c, err := newConfig(opts)
 	if err != nil {
@@ -66,12 +67,20 @@ func One(ctx context.Context, conn *pgx.Conn, target Target, opts ...Option) (Re
 	}
 	r := runner{config: c, plan: p}
 	result := Result{Target: target}
+	if conn.PgConn().TxStatus() != 'I' {
+		result.Outcome, result.Err = Failed, errors.New("a transaction is open on the connection, which would be committed with the first migration: end it first")
+		return result, fmt.Errorf("migrations: schema %s: %w", target.Schema, result.Err)
+	}
 	for {
 		err := r.try(ctx, conn, &result)
 		if err == nil {
 			return result, nil
 		}
-		if conn.IsClosed() || !r.again(&result, err) {
+		retry := r.again(&result, err)
+		if retry && conn.IsClosed() {
+			result.Outcome, result.Err, retry = Failed, err, false
+		}
+		if !retry {
 			return result, fmt.Errorf("migrations: schema %s: %w", target.Schema, result.Err)
 		}
 		select {
