@@ -49,12 +49,13 @@ func passing(err error) bool {
 		"40001", // serialization_failure
 		"40P01", // deadlock_detected
 		"42P06", // duplicate_schema: somebody made it at the same moment
-		"23505", // unique_violation, in the catalog: likewise
 		"53300", // too_many_connections
 		"57P01", // admin_shutdown
 		"57P02", // crash_shutdown
 		"57P03": // cannot_connect_now
 		return true
+	case "23505": // unique_violation: in the catalog likewise, in a table its rows are in the way
+		return pgErr.SchemaName == "pg_catalog"
 	}
 	return strings.HasPrefix(pgErr.Code, "08") // of the connection
 }
