@@ -13,8 +13,13 @@ var (
 	ErrBusy = errors.New("busy")
 
 	// ErrAbsent is in the error of a tenant whose schema is missing, or empty, under
-	// [WithExistingOnly].
+	// [WithExistingOnly], or is so when its turn comes though it was there when the run began:
+	// the tenant was dropped in between, and its schema is not made anew.
 	ErrAbsent = errors.New("the schema is missing or empty")
+
+	// ErrNotPinned is in the error of a tenant with a Target.OrgID that a migration would leave
+	// with tables that take rows of other tenants as well, and was rolled back for.
+	ErrNotPinned = errors.New("tables are not pinned to the tenant")
 
 	// ErrFailed is returned by [All] if it came to the end and a tenant failed.
 	ErrFailed = errors.New("not all tenants were migrated")
