@@ -152,7 +152,7 @@ func (f *fleet) sift(ctx context.Context, list []Target) (todo []Result, err err
 				idle = append(idle, Result{Target: target, Outcome: outcome, From: v, To: v})
 				continue
 			}
-			todo = append(todo, Result{Target: target, From: v, To: v})
+			todo = append(todo, Result{Target: target, From: v, To: v, before: states[i]})
 		}
 		f.end(idle...)
 	}

@@ -24,7 +24,7 @@
 // is the same.
 //
 // A tenant that is busy does not hold up the run, nor the run the tenant: a migration waits
-// for a lock for a second at most (WithLockTimeout), because all later requests for that
+// for a lock for 1.5 seconds at most (WithLockTimeout), because all later requests for that
 // table wait behind it. Then the tenant is put back and tried again later, up to ten times
 // ([WithTries]). So is one that another run has in its hands: two runs share the work, by
 // advisory locks that belong to transactions and that Up takes, too. A run sets nothing on

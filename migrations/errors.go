@@ -13,8 +13,13 @@ var (
 	ErrBusy = errors.New("busy")
 
 	// ErrAbsent is in the error of a tenant whose schema is missing, or empty, under
-	// [WithExistingOnly].
+	// [WithExistingOnly], or is so when its turn comes though it was there when the run began:
+	// the tenant was dropped in between, and its schema is not made anew.
 	ErrAbsent = errors.New("the schema is missing or empty")
+
+	// ErrNotPinned is in the error of a tenant with a Target.OrgID that a migration would leave
+	// with tables that take rows of other tenants as well, and was rolled back for.
+	ErrNotPinned = errors.New("tables are not pinned to the tenant")
 
 	// ErrFailed is returned by [All] if it came to the end and a tenant failed.
 	ErrFailed = errors.New("not all tenants were migrated")
@@ -49,12 +54,13 @@ func passing(err error) bool {
 		"40001", // serialization_failure
 		"40P01", // deadlock_detected
 		"42P06", // duplicate_schema: somebody made it at the same moment
-		"23505", // unique_violation, in the catalog: likewise
 		"53300", // too_many_connections
 		"57P01", // admin_shutdown
 		"57P02", // crash_shutdown
 		"57P03": // cannot_connect_now
 		return true
+	case "23505": // unique_violation: in the catalog likewise, in a table its rows are in the way
+		return pgErr.SchemaName == "pg_catalog"
 	}
 	return strings.HasPrefix(pgErr.Code, "08") // of the connection
 }

@@ -42,6 +42,8 @@ type Result struct {
 	Tries int
 	// Duration is the time that the tries took, without the pauses between them.
 	Duration time.Duration
+
+	before state // what there was when the run first looked
 }
 
 // SQLState returns the code of the SQL error that the tenant failed with, or "".
@@ -49,8 +51,9 @@ func (r Result) SQLState() string { return sqlState(r.Err) }
 
 // One makes or migrates one tenant's schema over a connection of the caller's, as [All] does:
 // it is for whoever signs a tenant up. Everything it sets on the connection ends with its
-// transactions, so the connection may be one of a pool. It tries a busy tenant again after a
-// pause. The error is that of the Result, naming the schema.
+// transactions, so the connection may be one of a pool; one with a transaction open is refused.
+// It tries a busy tenant again after a pause. The error is that of the Result, naming the
+// schema.
 func One(ctx context.Context, conn *pgx.Conn, target Target, opts ...Option) (Result, error) {
 	c, err := newConfig(opts)
 	if err != nil {
@@ -66,12 +69,20 @@ func One(ctx context.Context, conn *pgx.Conn, target Target, opts ...Option) (Re
 	}
 	r := runner{config: c, plan: p}
 	result := Result{Target: target}
+	if conn.PgConn().TxStatus() != 'I' {
+		result.Outcome, result.Err = Failed, errors.New("a transaction is open on the connection, which would be committed with the first migration: end it first")
+		return result, fmt.Errorf("migrations: schema %s: %w", target.Schema, result.Err)
+	}
 	for {
 		err := r.try(ctx, conn, &result)
 		if err == nil {
 			return result, nil
 		}
-		if conn.IsClosed() || !r.again(&result, err) {
+		retry := r.again(&result, err)
+		if retry && conn.IsClosed() {
+			result.Outcome, result.Err, retry = Failed, err, false
+		}
+		if !retry {
 			return result, fmt.Errorf("migrations: schema %s: %w", target.Schema, result.Err)
 		}
 		select {
@@ -133,18 +144,20 @@ func (r *runner) advance(ctx context.Context, conn *pgx.Conn, result *Result) (d
 		return false, err
 	}
 	if !now.table {
-		if r.existingOnly {
+		if r.existingOnly || result.before.table || result.before.exists && !now.exists {
 			return false, ErrAbsent
 		}
+		result.before.exists = now.exists
 		result.Outcome = Created
 		if !r.dryRun {
-			if _, err := send(ctx, conn, r.template(result.Target, now.exists)+"COMMIT"); err != nil {
+			if err := r.commit(ctx, conn, result.Target, r.template(result.Target, now.exists)); err != nil {
 				return false, err
 			}
 		}
 		result.To = r.plan.latest()
 		return true, nil
 	}
+	result.before.exists, result.before.table = true, true
 	first := result.Outcome == ""
 	if result.To = now.version(); first {
 		result.From = result.To
@@ -169,11 +182,52 @@ func (r *runner) advance(ctx context.Context, conn *pgx.Conn, result *Result) (d
 	}
 	next := lacking[0]
 	result.Outcome = Migrated // also if the answer is lost, and the next try finds it done
-	if _, err := send(ctx, conn, next.sql+"COMMIT"); err != nil {
+	if err := r.commit(ctx, conn, result.Target, next.sql); err != nil {
 		return false, fmt.Errorf("migration %d: %w", next.version, err)
 	}
 	result.To = next.version
 	return len(lacking) == 1, nil
+}
+
+// commit sends statements and commits what they did, unless that leaves a table that is not
+// pinned to the tenant of the target: migrations read from the name of a schema whom it belongs
+// to, and where it does not say so, only a schema made as a whole is pinned by them.
+func (*runner) commit(ctx context.Context, conn *pgx.Conn, target Target, sql string) error {
+	if target.OrgID == uuid.Nil {
+		_, err := send(ctx, conn, sql+"COMMIT")
+		return err
+	}
+	found, err := send(ctx, conn, sql+notPinned(target))
+	if err != nil {
+		return err
+	}
+	var loose []string
+	for _, row := range found[len(found)-1] {
+		loose = append(loose, row[0])
+	}
+	if len(loose) > 0 {
+		return fmt.Errorf("%w: %s would not refuse rows of others than org %s: drop the schema if it holds nothing, so that it is made as a whole; else run the migration by goose, and add the constraints idempotency_..._tenant_check by hand",
+			ErrNotPinned, strings.Join(loose, ", "), target.OrgID)
+	}
+	_, err = send(ctx, conn, "COMMIT")
+	return err
+}
+
+// notPinned asks for the tables of the library that take rows of others than the target's
+// tenant.
+func notPinned(target Target) string {
+	return fmt.Sprintf(`
+SELECT c.relname
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'org_id' AND NOT a.attisdropped
+WHERE c.relnamespace = (SELECT n.oid FROM pg_catalog.pg_namespace AS n WHERE n.nspname = '%s')
+    AND c.relkind = 'r' AND c.relname = ANY ('{%s}'::pg_catalog.name[])
+    AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_constraint AS k
+        WHERE k.conrelid = c.oid AND k.contype = 'c' AND k.convalidated
+            AND pg_catalog.pg_get_constraintdef(k.oid) = 'CHECK ((org_id = ''%s''::uuid))'
+    )
+ORDER BY c.relname`, target.Schema, strings.Join(tables, ","), target.OrgID)
 }
 
 func (r *runner) leave(ctx context.Context, conn *pgx.Conn) error {

@@ -40,7 +40,7 @@ const (
 func newConfig(opts []Option) (config, error) {
 	c := config{
 		plan: embedded, workers: 4, tries: 10, pause: 250 * time.Millisecond,
-		lockTimeout: time.Second, statementTimeout: time.Minute, reconnect: 30 * time.Second,
+		lockTimeout: 1500 * time.Millisecond, statementTimeout: time.Minute, reconnect: 30 * time.Second,
 	}
 	for _, opt := range opts {
 		opt(&c)
@@ -67,7 +67,11 @@ func WithWorkers(n int) Option { return func(c *config) { c.workers = n } }
 // WithLockTimeout bounds how long a migration waits for a lock on a table of the tenant. An
 // ALTER TABLE that waits for a long transaction has every later request of the tenant wait
 // behind itself, so this is also how long the tenant is held up at most. After it the tenant
-// is put back. Defaults to 1 second.
+// is put back.
+//
+// Defaults to 1.5 seconds, which is more than the server's deadlock_timeout, 1 second unless it
+// is set: an autovacuum of the table gives way to who has waited for that long, and never to
+// one that gives up before.
 func WithLockTimeout(d time.Duration) Option { return func(c *config) { c.lockTimeout = d } }
 
 // WithStatementTimeout bounds how long a statement of a migration runs. A tenant that takes

@@ -18,7 +18,8 @@ type Target struct {
 	// OrgID is the tenant that the schema is pinned to when it is made: its tables refuse a
 	// row of any other by a CHECK. A schema whose name ends in the 32 digits of a UUID
 	// (tenancy.PerOrg) is pinned to that one, and OrgID may be left out; it is an error for
-	// the two to differ. The nil UUID pins a schema of any other name to nobody.
+	// the two to differ. The nil UUID pins a schema of any other name to nobody. What is there
+	// already and not pinned to OrgID stays as it is: to migrate it is [ErrNotPinned].
 	OrgID uuid.UUID
 }
 

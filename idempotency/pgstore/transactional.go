@@ -243,7 +243,7 @@ func (t *txStore) tryClaim(ctx context.Context, at located, conn *pgxpool.Conn, 
 		return result, false, nil
 	}
 	a.began, a.pid = entered.Began, entered.Pid
-	a.tx = &handlerTx{Tx: tx, org: req.OrgID, seen: &seenByHandler{}}
+	a.tx = &handlerTx{Tx: tx, org: req.OrgID, seen: &seenByHandler{}, asTenant: t.options.TenantRole}
 	t.mu.Lock()
 	t.running[req.Token] = a
 	t.mu.Unlock()

@@ -100,6 +100,7 @@ type handlerTx struct {
 	org       uuid.UUID
 	seen      *seenByHandler
 	savepoint bool
+	asTenant  bool // under [WithTenantRole]
 }
 
 // Commit implements [pgx.Tx]: of a savepoint alone.
@@ -133,7 +134,7 @@ func (tx *handlerTx) Begin(ctx context.Context) (pgx.Tx, error) {
 	if err != nil {
 		return nil, tx.seen.note(err)
 	}
-	return &handlerTx{Tx: inner, org: tx.org, seen: tx.seen, savepoint: true}, nil
+	return &handlerTx{Tx: inner, org: tx.org, seen: tx.seen, savepoint: true, asTenant: tx.asTenant}, nil
 }
 
 // Exec implements [pgx.Tx].
@@ -142,8 +143,23 @@ func (tx *handlerTx) Exec(ctx context.Context, sql string, args ...any) (pgconn.
 		return pgconn.CommandTag{}, err
 	}
 	defer tx.seen.mu.Unlock()
-	tag, err := tx.Tx.Exec(ctx, sql, args...)
+	exec := tx.Tx.Exec
+	if tx.asTenant {
+		exec = tx.execExtended
+	}
+	tag, err := exec(ctx, sql, args...)
 	return tag, tx.seen.note(err)
+}
+
+// execExtended is Exec by the extended protocol, which takes one statement alone. Without
+// arguments pgx's own goes by the simple one, in which injected SQL may append a RESET ROLE.
+func (tx *handlerTx) execExtended(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	rows, err := tx.Tx.Query(ctx, sql, args...)
+	if err != nil {
+		return pgconn.CommandTag{}, err
+	}
+	rows.Close()
+	return rows.CommandTag(), rows.Err()
 }
 
 // Query implements [pgx.Tx].

@@ -4,7 +4,14 @@ package pgstore
 // name of the tenant's schema, so that PostgreSQL itself refuses it the tables of every
 // other tenant: package provision makes such roles (WithTenantRoles), and says there what they
 // hold against. Against SQL that somebody injected they hold if set_config is taken away from
-// them as it describes, and if the pool does not use the simple protocol.
+// them as it describes, and if neither the pool nor a query of the handler asks for the simple
+// protocol (pgx.QueryExecModeSimpleProtocol), which takes several statements at a time.
+//
+// So Exec of the transaction and of its savepoints takes a single statement, also where it has
+// no arguments: a script of several fails with a syntax error; send them one by one, or in a
+// batch. What Conn and LargeObjects of the transaction give is pgx's own, and an Exec on that
+// connection takes several statements as ever; connections that the handler takes from the pool
+// itself are the service's and no tenant's.
 //
 // The role has to exist for every tenant and needs what the handlers do in its schema besides
 // SELECT, INSERT, UPDATE and DELETE on the tables of this library; the pool's own role has to

@@ -145,6 +145,77 @@ func TestInjectedSQLReachesNoOtherTenant(t *testing.T) {
 	}
 }
 
+// TestInjectedStatementReachesNoOtherTenant: a handler of tenant A puts what its client sends
+// into an Exec without arguments, which pgx itself would send so that statements may follow.
+func TestInjectedStatementReachesNoOtherTenant(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	const injected = `x'; RESET ROLE; UPDATE %[1]s.idempotency_steps SET key = 'taken' --`
+	update := func(tx interface {
+		Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	}, r *http.Request, args ...any,
+	) error {
+		tag, err := tx.Exec(r.Context(), `UPDATE idempotency_steps SET expires_at = now() WHERE name = '`+r.Header.Get("Name")+`'`, args...)
+		if err == nil && tag.String() != "UPDATE 1" {
+			err = fmt.Errorf("the statement's tag is %q", tag)
+		}
+		return err
+	}
+	for name, run := range map[string]func(tx pgx.Tx, r *http.Request) error{
+		"transaction": func(tx pgx.Tx, r *http.Request) error { return update(tx, r) },
+		"savepoint": func(tx pgx.Tx, r *http.Request) error {
+			inner, err := tx.Begin(r.Context())
+			if err != nil {
+				return err
+			}
+			return update(inner, r)
+		},
+		"options alone":  func(tx pgx.Tx, r *http.Request) error { return update(tx, r, pgx.QueryExecModeExec) },
+		"names not used": func(tx pgx.Tx, r *http.Request) error { return update(tx, r, pgx.NamedArgs{"unused": 1}) },
+	} {
+		for as, opts := range map[string][]pgstore.TxOption{"tenant": {pgstore.WithTenantRole()}, "service": nil} {
+			t.Run(name+" as "+as, func(t *testing.T) {
+				a, b := storetest.NewTenant(t, pool), storetest.NewTenant(t, pool)
+				for _, org := range []uuid.UUID{a, b} {
+					newRole(t, pool, org)
+					_, err := pool.Exec(t.Context(), `INSERT INTO `+storetest.SchemaOf(t, org).Quoted()+`.idempotency_steps VALUES (now(), now(), gen_random_uuid(), $1, 'kept', '\x00', 'name', '\x00')`, org)
+					if err != nil {
+						t.Fatal(err)
+					}
+				}
+				var refusal error
+				handler := func(_ http.ResponseWriter, r *http.Request) {
+					tx, _ := pgstore.Tx(r.Context())
+					refusal = run(tx, r)
+				}
+				protected := withOrg(a, idempotency.Require(storetest.NewStore(t, pool).Transactional(opts...))(http.HandlerFunc(handler)))
+				ask := func(name string) {
+					r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", nil)
+					r.Header.Set("Name", name)
+					r.Header.Set(idempotency.HeaderKey, uuid.NewString())
+					protected.ServeHTTP(httptest.NewRecorder(), r)
+				}
+				if ask("name"); refusal != nil {
+					t.Fatalf("its own table: %v", refusal)
+				}
+				ask(fmt.Sprintf(injected, storetest.SchemaOf(t, b).Quoted()))
+				var key string
+				if err := pool.QueryRow(t.Context(), `SELECT key FROM `+storetest.SchemaOf(t, b).Quoted()+`.idempotency_steps`).Scan(&key); err != nil {
+					t.Fatal(err)
+				}
+				var pgErr *pgconn.PgError
+				refused := errors.As(refusal, &pgErr) && pgErr.Code == "42601" // syntax_error: one statement alone
+				if as == "tenant" && (!refused || key != "kept") {
+					t.Errorf("tenant B's key is %q, the statement's error %v", key, refusal)
+				}
+				if as == "service" && key != "taken" {
+					t.Errorf("tenant B's key is %q, the statement's error %v; the test proves nothing", key, refusal)
+				}
+			})
+		}
+	}
+}
+
 // TestATenantWithoutARoleIsRefused, rather than served as the service.
 func TestATenantWithoutARoleIsRefused(t *testing.T) {
 	t.Parallel()

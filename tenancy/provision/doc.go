@@ -27,11 +27,14 @@
 //	tx, err := pool.Begin(ctx)
 //	_, err = tx.Exec(ctx, "SET LOCAL ROLE "+tenant.Schema.Quoted())
 //
-// which pgstore.WithTenantRole does for handlers in transactional mode. From then on PostgreSQL refuses it every other tenant's tables, so that a query which names
-// the wrong schema, or that somebody injected a table name into, fails. It does not hold
-// against SQL that takes the rights back. An injected RESET ROLE or SET ROLE needs a statement
-// of its own, which the extended protocol does not let anybody append (pgx uses it in all modes
-// but the simple protocol: do not use that one). But set_config('role', ...) does the same
+// which pgstore.WithTenantRole does for handlers in transactional mode. From then on PostgreSQL
+// refuses it every other tenant's tables, so that a query which names the wrong schema, or that
+// somebody injected a table name into, fails. It does not hold against SQL that takes the rights
+// back. An injected RESET ROLE or SET ROLE needs a statement of its own, which the extended
+// protocol does not let anybody append. pgx uses that for Query, QueryRow and batches, unless
+// it is told to use the simple protocol (do not), but for Exec only where there are arguments:
+// in a transaction of your own, run SQL without any by Query and close the rows. Handlers under
+// pgstore.WithTenantRole have an Exec that does so. But set_config('role', ...) does the same
 // from within any SELECT. So where SQL may be injected, take that function away from everyone
 // but the service's role itself, once in each database:
 //

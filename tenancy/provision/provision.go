@@ -49,7 +49,7 @@ func New(tenants *registry.Registry, pool *pgxpool.Pool, opts ...Option) (*Provi
 	}
 	p := &Provisioner{
 		tenants: tenants, clusters: map[string]*pgxpool.Pool{"": pool}, naming: naming,
-		lockTimeout: time.Second, tries: 10, pause: 250 * time.Millisecond, step: func(string) error { return nil },
+		lockTimeout: 1500 * time.Millisecond, tries: 10, pause: 250 * time.Millisecond, step: func(string) error { return nil },
 	}
 	for _, opt := range opts {
 		if err := opt(p); err != nil {
@@ -133,7 +133,9 @@ func WithMigrationOptions(opts ...migrations.Option) Option {
 }
 
 // WithTries sets how long [Provisioner.Drop] waits for a lock, how often it tries, and how
-// long it pauses in between. Defaults to 1 second, 10 tries and 250 milliseconds.
+// long it pauses in between. Defaults to 1.5 seconds, 10 tries and 250 milliseconds. A wait
+// shorter than the server's deadlock_timeout, 1 second by default, never makes an autovacuum
+// give way.
 func WithTries(lockTimeout time.Duration, n int, pause time.Duration) Option {
 	return func(p *Provisioner) error {
 		if lockTimeout < time.Millisecond || n < 1 || pause < 0 {

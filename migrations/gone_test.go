@@ -1,0 +1,102 @@
+package migrations_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgidem/pgidem/internal/pgtest"
+	"github.com/pgidem/pgidem/migrations"
+	"github.com/pgidem/pgidem/tenancy"
+)
+
+func only(target migrations.Target) iter.Seq2[migrations.Target, error] {
+	return func(yield func(migrations.Target, error) bool) { yield(target, nil) }
+}
+
+func exists(t *testing.T, pool *pgxpool.Pool, schema tenancy.Schema) (there bool) {
+	t.Helper()
+	if err := pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)`, schema.String()).Scan(&there); err != nil {
+		t.Fatal(err)
+	}
+	return there
+}
+
+// TestAllBringsNobodyBack who is dropped while the run is at another.
+func TestAllBringsNobodyBack(t *testing.T) {
+	t.Parallel()
+	for name, before := range map[string]func(t *testing.T, pool *pgxpool.Pool, list []tenancy.Schema){
+		"behind": func(t *testing.T, pool *pgxpool.Pool, list []tenancy.Schema) {
+			all(t, pool, list, migrations.WithFS(upTo(t, latest-1)))
+		},
+		"empty": func(t *testing.T, pool *pgxpool.Pool, list []tenancy.Schema) {
+			for _, schema := range list {
+				run(t, pool, `CREATE SCHEMA `+schema.Quoted())
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.NewPool(t)
+			list := tenants(t, 2)
+			before(t, pool, list)
+			report, err := migrations.All(t.Context(), pool.Config().ConnString(), migrations.Schemas(list...), migrations.WithWorkers(1),
+				migrations.WithResult(func(r migrations.Result) {
+					if r.Schema == list[0] {
+						run(t, pool, `DROP SCHEMA `+list[1].Quoted()+` CASCADE`)
+					}
+				}))
+			if !errors.Is(err, migrations.ErrAbsent) || len(report.Failures) != 1 || report.Failures[0].Schema != list[1] {
+				t.Errorf("%+v, %v", report, err)
+			}
+			if !exists(t, pool, list[0]) || exists(t, pool, list[1]) {
+				t.Error("the schema that was dropped is there again, or the other is not")
+			}
+		})
+	}
+}
+
+// TestMigrationsLeaveNoTableUnpinned in a schema whose name does not say whom it belongs to.
+func TestMigrationsLeaveNoTableUnpinned(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	url := pool.Config().ConnString()
+	conn, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	for i, change := range []string{
+		"", // the migrations after the second make tables
+		// As goose leaves a schema when it is killed after it made its own table:
+		`DROP TABLE %[1]s.idempotency_records; DELETE FROM %[1]s.idempotency_db_version WHERE version_id > 0`,
+	} {
+		target := migrations.Target{Schema: parse(t, fmt.Sprintf("acme_%d", i)), OrgID: uuid.New()}
+		if _, err := migrations.All(t.Context(), url, only(target), migrations.WithFS(upTo(t, 2))); err != nil {
+			t.Fatal(err)
+		}
+		if change != "" {
+			run(t, pool, fmt.Sprintf(change, target.Schema.Quoted()))
+		}
+		report, err := migrations.All(t.Context(), url, only(target))
+		if !errors.Is(err, migrations.ErrNotPinned) || report.Failed != 1 || report.Failures[0].Tries != 1 {
+			t.Errorf("case %d: %+v, %v", i, report, err)
+		}
+		if _, err := migrations.One(t.Context(), conn.Conn(), target); !errors.Is(err, migrations.ErrNotPinned) {
+			t.Errorf("case %d: one: %v", i, err)
+		}
+		var n int
+		if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_tables WHERE schemaname = $1 AND tablename IN ('idempotency_steps', 'idempotency_requests')`, target.Schema.String()).Scan(&n); err != nil || n != 0 {
+			t.Errorf("case %d: %d tables stayed, %v", i, n, err)
+		}
+		// Nobody is asked for more where the target names no tenant.
+		if _, err := migrations.All(context.WithoutCancel(t.Context()), url, migrations.Schemas(target.Schema)); err != nil {
+			t.Errorf("case %d: of no tenant: %v", i, err)
+		}
+	}
+}
