@@ -13,8 +13,8 @@
 //
 // Connections go to PostgreSQL itself, not through a pooler in transaction mode, where
 // schemas are made, migrated or copied (init, provision, migrate, status, move, drop). The
-// role owns the schemas. Inspect, release, list, suspend and resume need less: to read and to write the
-// tables that they are about, and any connection will do.
+// role owns the schemas. Inspect, release, list, suspend and resume need less: to read and
+// to write the tables that they are about, and any connection will do.
 //
 // See idem-tenants --help for the verbs, and idem-tenants help VERB for their flags, the
 // environment variables behind them, examples, what --json prints, and the exit codes.

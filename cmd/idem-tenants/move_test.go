@@ -3,7 +3,10 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/pgidem/pgidem/internal/cli"
 	"github.com/pgidem/pgidem/internal/pgtest"
@@ -71,4 +74,25 @@ func TestMove(t *testing.T) {
 	if err := f.pool.QueryRow(t.Context(), `SELECT count(*) FROM `+tenant.Schema.Quoted()+`.payments`).Scan(&n); err != nil || n != 7 {
 		t.Errorf("%d payments are back, %v", n, err)
 	}
+}
+
+// TestMoveOfABusyTenant: a tenant with an attempt in progress is served again where it is, and
+// a move that is stopped while it waits for it says how to go on.
+func TestMoveOfABusyTenant(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	tenant := f.tenant(t)
+	org := tenant.OrgID.String()
+	claim(t, f.store(t), claimRequest(tenant.OrgID, "key", time.Hour/2))
+	other := "--server=eu-2=" + pgtest.NewDatabase(t)
+
+	f.run(t, "move", org, "--to", "eu-2", "--yes", "--drain-timeout", "100ms", other).expect(t, cli.ExitUnfinished, "busy")
+	if got := f.state(t, tenant.OrgID); got != registry.Active {
+		t.Errorf("it is %s after a move that came to nothing", got)
+	}
+	b := f.start(t, "move", org, "--to", "eu-2", "--yes", "--drain-timeout", "30m", other)
+	eventually(t, "it waits for the attempt", func() bool { return strings.Contains(b.stderr.String(), "drain\n") })
+	b.stop(cli.Signalled{Signal: syscall.SIGINT})
+	b.wait(t).expect(t, cli.ExitSignal+2, "stopped by signal interrupt", org+" may be suspended now", "--cancel")
+	f.run(t, "move", org, "--cancel", other).expect(t, cli.ExitOK, "active")
 }
