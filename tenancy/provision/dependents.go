@@ -30,6 +30,7 @@ func dependents(ctx context.Context, pool *pgxpool.Pool, schema tenancy.Schema) 
 			LEFT JOIN pg_catalog.pg_trigger AS g ON d.classid = 'pg_catalog.pg_trigger'::regclass AND g.oid = d.objid
 			LEFT JOIN pg_catalog.pg_policy AS p ON d.classid = 'pg_catalog.pg_policy'::regclass AND p.oid = d.objid
 		)
+		SELECT line FROM (
 		SELECT pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid) || ' depends on ' || pg_catalog.pg_describe_object(d.refclassid, d.refobjid, 0)
 		FROM depending AS d
 		WHERE NOT EXISTS (SELECT FROM inside AS i WHERE i.objid = coalesce(d.relation, d.objid)
@@ -41,6 +42,8 @@ func dependents(ctx context.Context, pool *pgxpool.Pool, schema tenancy.Schema) 
 		FROM n JOIN pg_catalog.pg_depend AS d ON d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = n.oid
 		WHERE d.deptype = 'n' AND d.classid NOT IN ('pg_catalog.pg_class'::regclass, 'pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_type'::regclass,
 			'pg_catalog.pg_constraint'::regclass, 'pg_catalog.pg_statistic_ext'::regclass)
+		) AS found (line)
+		WHERE line IS NOT NULL -- of what is gone by now nothing is said
 		ORDER BY 1`, schema.String())
 	if err != nil {
 		return nil, err

@@ -75,7 +75,7 @@ func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string,
 	if err != nil {
 		return err
 	}
-	tables, err := pins(ctx, pool, tenant.Schema)
+	tables, objects, outside, err := p.look(ctx, pool, tenant.Schema)
 	if err != nil {
 		return fmt.Errorf("provision: look into schema %s: %w", tenant.Schema, err)
 	}
@@ -87,16 +87,8 @@ func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string,
 			return fmt.Errorf("%w: table %s of schema %s is not pinned to org %s but %v", ErrNotPinned, table.name, tenant.Schema, orgID, table.check)
 		}
 	}
-	objects, err := contents(ctx, pool, tenant.Schema)
-	if err != nil {
-		return fmt.Errorf("provision: look into schema %s: %w", tenant.Schema, err)
-	}
 	if foreign := notOurs(objects); len(foreign) > 0 && !d.foreign {
 		return &ForeignError{Schema: tenant.Schema, Objects: foreign}
-	}
-	outside, err := dependents(ctx, pool, tenant.Schema)
-	if err != nil {
-		return fmt.Errorf("provision: look for what depends on schema %s: %w", tenant.Schema, err)
 	}
 	if len(outside) > 0 {
 		return &DependentError{Schema: tenant.Schema, Objects: outside}
@@ -123,6 +115,35 @@ func (p *Provisioner) remove(ctx context.Context, orgID uuid.UUID, from registry
 		return fmt.Errorf("provision: %w", err)
 	}
 	return p.step("removed")
+}
+
+// look finds out what is in a schema and what depends on it. Another Drop may be at it, or one
+// that was cut off may still be ending on the server.
+func (p *Provisioner) look(ctx context.Context, pool *pgxpool.Pool, schema tenancy.Schema) (tables []table, objects []object, outside []string, err error) {
+	for try := 1; ; try++ {
+		if tables, err = pins(ctx, pool, schema); err == nil {
+			if objects, err = contents(ctx, pool, schema); err == nil {
+				outside, err = dependents(ctx, pool, schema)
+			}
+		}
+		// internal_error: what the query met in the catalog was gone when it asked for more.
+		if code(err) != "XX000" || try == p.tries {
+			return tables, objects, outside, err
+		}
+		if err := p.rest(ctx); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+}
+
+// rest pauses between two tries.
+func (p *Provisioner) rest(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(p.pause):
+		return nil
+	}
 }
 
 // object is something in a schema, by what drops it.
@@ -240,10 +261,8 @@ func (p *Provisioner) alone(ctx context.Context, pool *pgxpool.Pool, schema tena
 		if try == p.tries {
 			return fmt.Errorf("%w: drop again later: %w", ErrBusy, err)
 		}
-		select {
-		case <-ctx.Done():
-			return errors.Join(err, ctx.Err())
-		case <-time.After(p.pause):
+		if ended := p.rest(ctx); ended != nil {
+			return errors.Join(err, ended)
 		}
 	}
 }
