@@ -92,6 +92,16 @@ func WithTries(n int, pause time.Duration) Option {
 // waited for.
 func WithDryRun() Option { return func(c *config) { c.dryRun = true } }
 
+// IsDryRun reports whether WithDryRun is among the options, for whoever hands on those of
+// others and cannot do without what they make.
+func IsDryRun(opts ...Option) bool {
+	var c config
+	for _, opt := range opts {
+		opt(&c)
+	}
+	return c.dryRun
+}
+
 // WithExistingOnly has a schema that is missing, or empty, fail with [ErrAbsent] instead of being
 // made. It is for tenants that are known to have one: an empty schema in the place of one
 // that was lost would run requests again that had been answered.

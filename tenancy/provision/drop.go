@@ -40,16 +40,22 @@ type dropping struct{ foreign bool }
 // something in this one, Drop fails and says so.
 func WithForeign() DropOption { return func(d *dropping) { d.foreign = true } }
 
-// Drop takes a suspended tenant away for good: its tables one by one, each in a short
+// Drop takes a suspended tenant, or one that was never made to the end, away for good: its tables one by one, each in a short
 // transaction of its own, then the schema, its role, and last its entry in the registry.
 // Nothing waits for a lock for long, and no other tenant is touched. Confirm must be the name
 // of the schema or the org_id.
 //
 // It may be run again wherever it was cut off; from its first step on the tenant is deleting
-// and cannot be resumed. A tenant that is not registered is gone: the error wraps
-// tenancy.ErrUnknownTenant. The error wraps [ErrNotConfirmed], [ErrState] for a tenant that is
-// not suspended, or [ErrBusy], and is a [*ForeignError] if there is something in the schema that
-// is not this library's and WithForeign was not given; nothing has been dropped then.
+// and cannot be resumed. Of a tenant that is still provisioning, for which Provision found a
+// schema with tables that are not pinned to it, only the entry goes, and the schema stays as it
+// is.
+//
+// A tenant that is not registered is gone: the error wraps tenancy.ErrUnknownTenant. The error
+// wraps [ErrNotConfirmed]; [ErrState] for a tenant that is active, or was moved meanwhile;
+// [ErrNotPinned] if tables in the schema are another tenant's; it is a [*ForeignError] if there
+// is something in the schema that is not this library's and WithForeign was not given, and a
+// [*DependentError] if something elsewhere depends on what is in it; nothing has been dropped
+// then. It wraps [ErrBusy] if others hold a table for too long.
 func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string, opts ...DropOption) error {
 	var d dropping
 	for _, opt := range opts {
@@ -62,22 +68,38 @@ func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string,
 	if confirm != tenant.Schema.String() && confirm != orgID.String() {
 		return fmt.Errorf("%w: %q is neither the schema of org %s nor its org_id", ErrNotConfirmed, confirm, orgID)
 	}
-	if tenant.State != registry.Suspended && tenant.State != registry.Deleting {
+	if tenant.State == registry.Active {
 		return fmt.Errorf("%w: org %s is %s; suspend it first", ErrState, orgID, tenant.State)
 	}
 	pool, err := p.pool(tenant.Cluster)
 	if err != nil {
 		return err
 	}
-	objects, err := contents(ctx, pool, tenant.Schema)
+	tables, objects, outside, err := p.look(ctx, pool, tenant.Schema)
 	if err != nil {
 		return fmt.Errorf("provision: look into schema %s: %w", tenant.Schema, err)
+	}
+	for _, table := range tables {
+		switch {
+		case tenant.State == registry.Provisioning && !table.pinnedTo(orgID):
+			return p.remove(ctx, orgID, registry.Provisioning) // the schema never was the tenant's
+		case table.pinnedToAnother(orgID):
+			return fmt.Errorf("%w: table %s of schema %s is not pinned to org %s but %v", ErrNotPinned, table.name, tenant.Schema, orgID, table.check)
+		}
 	}
 	if foreign := notOurs(objects); len(foreign) > 0 && !d.foreign {
 		return &ForeignError{Schema: tenant.Schema, Objects: foreign}
 	}
-	if _, err := p.tenants.SetState(ctx, orgID, registry.Deleting, registry.Suspended, registry.Deleting); err != nil {
+	if len(outside) > 0 {
+		return &DependentError{Schema: tenant.Schema, Objects: outside}
+	}
+	// From now on nobody moves the tenant.
+	now, err := p.tenants.SetState(ctx, orgID, registry.Deleting, tenant.State, registry.Deleting)
+	if err != nil {
 		return fmt.Errorf("provision: %w", err)
+	}
+	if now.Schema != tenant.Schema || now.Cluster != tenant.Cluster {
+		return fmt.Errorf("%w: org %s was moved from schema %s of cluster %q to %s of %q meanwhile; nothing has been dropped, so drop again", ErrState, orgID, tenant.Schema, tenant.Cluster, now.Schema, now.Cluster)
 	}
 	if err := p.step("deleting"); err != nil {
 		return err
@@ -85,10 +107,43 @@ func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string,
 	if err := p.empty(ctx, pool, tenant.Schema, objects); err != nil {
 		return fmt.Errorf("provision: drop schema %s: %w", tenant.Schema, err)
 	}
-	if err := p.tenants.Remove(ctx, orgID, registry.Deleting); err != nil && !errors.Is(err, tenancy.ErrUnknownTenant) {
+	return p.remove(ctx, orgID, registry.Deleting)
+}
+
+func (p *Provisioner) remove(ctx context.Context, orgID uuid.UUID, from registry.State) error {
+	if err := p.tenants.Remove(ctx, orgID, from); err != nil && !errors.Is(err, tenancy.ErrUnknownTenant) {
 		return fmt.Errorf("provision: %w", err)
 	}
 	return p.step("removed")
+}
+
+// look finds out what is in a schema and what depends on it. Another Drop may be at it, or one
+// that was cut off may still be ending on the server.
+func (p *Provisioner) look(ctx context.Context, pool *pgxpool.Pool, schema tenancy.Schema) (tables []table, objects []object, outside []string, err error) {
+	for try := 1; ; try++ {
+		if tables, err = pins(ctx, pool, schema); err == nil {
+			if objects, err = contents(ctx, pool, schema); err == nil {
+				outside, err = dependents(ctx, pool, schema)
+			}
+		}
+		// internal_error: what the query met in the catalog was gone when it asked for more.
+		if code(err) != "XX000" || try == p.tries {
+			return tables, objects, outside, err
+		}
+		if err := p.rest(ctx); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+}
+
+// rest pauses between two tries.
+func (p *Provisioner) rest(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(p.pause):
+		return nil
+	}
 }
 
 // object is something in a schema, by what drops it.
@@ -206,10 +261,8 @@ func (p *Provisioner) alone(ctx context.Context, pool *pgxpool.Pool, schema tena
 		if try == p.tries {
 			return fmt.Errorf("%w: drop again later: %w", ErrBusy, err)
 		}
-		select {
-		case <-ctx.Done():
-			return errors.Join(err, ctx.Err())
-		case <-time.After(p.pause):
+		if ended := p.rest(ctx); ended != nil {
+			return errors.Join(err, ended)
 		}
 	}
 }

@@ -14,7 +14,8 @@ var (
 	ErrState = errors.New("provision: wrong state")
 
 	// ErrNotPinned is returned by [Provisioner.Provision] if the schema is there already and
-	// its tables are not pinned to the tenant, so that they may hold records of others.
+	// its tables are not pinned to the tenant, so that they may hold records of others; and by
+	// [Provisioner.Drop] if tables in the schema are pinned to another tenant.
 	ErrNotPinned = errors.New("provision: schema is not the tenant's alone")
 
 	// ErrNotConfirmed is returned by [Provisioner.Drop] if what should name the tenant does
@@ -35,10 +36,25 @@ type ForeignError struct {
 
 // Error implements error. It names the first few.
 func (e *ForeignError) Error() string {
-	named := e.Objects
-	more := ""
-	if len(named) > 10 {
-		named, more = named[:10], fmt.Sprintf(" and %d more", len(e.Objects)-10)
+	return fmt.Sprintf("provision: schema %s holds what is not this library's: %s; take it away yourself, or drop it as well by WithForeign", e.Schema, few(e.Objects))
+}
+
+// DependentError is returned by [Provisioner.Drop] if something outside of the schema depends
+// on what is in it, as a view or a partition in another schema does, or if there is something
+// in the schema that Drop cannot take away, an extension say. Nothing has been dropped.
+type DependentError struct {
+	Schema  tenancy.Schema
+	Objects []string // each with what it depends on
+}
+
+// Error implements error. It names the first few.
+func (e *DependentError) Error() string {
+	return fmt.Sprintf("provision: schema %s cannot be dropped alone: %s; take that away yourself first", e.Schema, few(e.Objects))
+}
+
+func few(list []string) string {
+	if more := len(list) - 10; more > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(list[:10], ", "), more)
 	}
-	return fmt.Sprintf("provision: schema %s holds what is not this library's: %s%s; take it away yourself, or drop it as well by WithForeign", e.Schema, strings.Join(named, ", "), more)
+	return strings.Join(list, ", ")
 }

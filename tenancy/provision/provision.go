@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"iter"
+	"slices"
 	"sync"
 	"time"
 
@@ -58,6 +59,9 @@ func New(tenants *registry.Registry, pool *pgxpool.Pool, opts ...Option) (*Provi
 	}
 	if _, err := p.pool(p.cluster); err != nil {
 		return nil, err
+	}
+	if migrations.IsDryRun(p.migrate...) {
+		return nil, errors.New("provision: WithMigrationOptions: a dry run makes no schema for the tenant that is registered; leave WithDryRun out")
 	}
 	if p.tenantRoles && p.serviceRole == "" {
 		return nil, errors.New("provision: WithTenantRoles needs WithServiceRole: somebody must be able to become the tenants' roles")
@@ -223,15 +227,31 @@ func (p *Provisioner) build(ctx context.Context, pool *pgxpool.Pool, tenant regi
 		return 0, err
 	}
 	defer conn.Release()
+	if _, err := checkPins(ctx, conn.Conn(), tenant); err != nil {
+		return 0, err
+	}
 	result, err := migrations.One(ctx, conn.Conn(), migrations.Target{Schema: tenant.Schema, OrgID: tenant.OrgID}, p.migrate...)
+	if errors.Is(err, migrations.ErrNotPinned) {
+		return 0, fmt.Errorf("%w: %w", ErrNotPinned, err)
+	}
 	if err != nil {
 		return 0, err
 	}
 	if err := p.step("schema"); err != nil {
 		return 0, err
 	}
-	if err := checkPins(ctx, conn.Conn(), tenant); err != nil {
+	there, err := checkPins(ctx, conn.Conn(), tenant)
+	if err != nil {
 		return 0, err
+	}
+	var missing []string
+	for _, table := range migrations.Tables() {
+		if !slices.Contains(there, table) {
+			missing = append(missing, table)
+		}
+	}
+	if len(missing) > 0 {
+		return 0, fmt.Errorf("schema %s lacks the tables %v, though it has had the migrations up to %d: somebody dropped them; restore them, or drop the tenant and begin anew", tenant.Schema, missing, result.To)
 	}
 	if err := p.grant(ctx, conn.Conn(), tenant.Schema); err != nil {
 		return 0, fmt.Errorf("grants: %w", err)
@@ -240,31 +260,22 @@ func (p *Provisioner) build(ctx context.Context, pool *pgxpool.Pool, tenant regi
 }
 
 // checkPins makes sure that each table with records refuses those of other tenants: a schema
-// that was there before may be anybody's.
-func checkPins(ctx context.Context, conn *pgx.Conn, tenant registry.Tenant) error {
-	rows, err := conn.Query(ctx, `
-		SELECT c.relname::text
-		FROM pg_catalog.pg_class AS c
-		JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-		JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'org_id' AND NOT a.attisdropped
-		WHERE n.nspname = $1 AND c.relkind = 'r' AND c.relname = ANY ($2::text[])
-			AND NOT EXISTS (
-				SELECT FROM pg_catalog.pg_constraint AS k
-				WHERE k.conrelid = c.oid AND k.contype = 'c' AND k.convalidated AND k.conname = c.relname || '_tenant_check'
-					AND pg_catalog.pg_get_constraintdef(k.oid) = 'CHECK ((org_id = ''' || $3::text || '''::uuid))'
-			)
-		ORDER BY 1`, tenant.Schema.String(), migrations.Tables(), tenant.OrgID.String())
+// that was there before may be anybody's. It returns the tables of the library that are there.
+func checkPins(ctx context.Context, conn *pgx.Conn, tenant registry.Tenant) (there []string, err error) {
+	tables, err := pins(ctx, conn, tenant.Schema)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	loose, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return err
+	var loose []string
+	for _, table := range tables {
+		if there = append(there, table.name); !table.pinnedTo(tenant.OrgID) {
+			loose = append(loose, table.name)
+		}
 	}
 	if len(loose) > 0 {
-		return fmt.Errorf("%w: schema %s was there before, and its tables %v are not pinned to org %s", ErrNotPinned, tenant.Schema, loose, tenant.OrgID)
+		return nil, fmt.Errorf("%w: schema %s was there before, and its tables %v are not pinned to org %s", ErrNotPinned, tenant.Schema, loose, tenant.OrgID)
 	}
-	return nil
+	return there, nil
 }
 
 // grant gives the service its privileges. What is granted twice is granted once.

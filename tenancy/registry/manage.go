@@ -168,11 +168,13 @@ func (r *Registry) unless(ctx context.Context, step string, orgID uuid.UUID, fro
 	return t, fmt.Errorf("%w: %s %s: it is %s and not %v", ErrState, step, orgID, t.State, from)
 }
 
-// SetVersion notes that the tenant's schema has had the migrations up to version. The error
-// wraps [tenancy.ErrUnknownTenant] if orgID is not registered.
+// SetVersion notes that the tenant's schema has had the migrations up to version. A version
+// that is no newer than the one noted changes nothing: migrations are not taken back, and who
+// notes an older one comes late. The error wraps [tenancy.ErrUnknownTenant] if orgID is not
+// registered.
 func (r *Registry) SetVersion(ctx context.Context, orgID uuid.UUID, version int64) error {
-	// A version that is noted already is no change, and nobody is told.
-	_, err := r.one(ctx, `UPDATE /*control.*/tenants t SET version = $2 WHERE t.org_id = $1 AND t.version <> $2 RETURNING `+columns, orgID, version)
+	// Where that is no change, nobody is told.
+	_, err := r.one(ctx, `UPDATE /*control.*/tenants t SET version = $2 WHERE t.org_id = $1 AND t.version < $2 RETURNING `+columns, orgID, version)
 	if errors.Is(err, pgx.ErrNoRows) {
 		_, err = r.tenant(ctx, "set version of org", orgID)
 		return err
