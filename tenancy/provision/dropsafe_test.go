@@ -39,13 +39,14 @@ func TestDropBesideAMove(t *testing.T) {
 	cfg := pool.Config()
 	cfg.ConnConfig.Tracer = before(func(string) {
 		once.Do(func() {
-			if _, err := tenants.BeginMove(t.Context(), tenant.OrgID, "b"); err != nil {
+			begun, err := tenants.BeginMove(t.Context(), tenant.OrgID, "", "b")
+			if err != nil {
 				t.Error(err)
 			}
 			if err := migrations.Up(t.Context(), b.Config().ConnString(), tenant.Schema); err != nil {
 				t.Error(err)
 			}
-			if _, err := tenants.FinishMove(t.Context(), tenant.OrgID, "b"); err != nil {
+			if _, err := tenants.FinishMove(t.Context(), tenant.OrgID, begun.MoveID); err != nil {
 				t.Error(err)
 			}
 		})
