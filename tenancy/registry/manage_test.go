@@ -77,7 +77,7 @@ func TestATenantsLife(t *testing.T) {
 	}
 	same(got)
 
-	for _, version := range []int64{5, 5, 4, 0} { // only the first changes anything: a version is not taken back
+	for i, version := range []int64{5, 5, 4, 0} { // only the first changes anything: a version is not taken back
 		if err := r.SetVersion(ctx, org, version); err != nil {
 			t.Fatal(err)
 		}
@@ -85,7 +85,9 @@ func TestATenantsLife(t *testing.T) {
 		if want.Version = 5; err != nil || got.Version != 5 {
 			t.Errorf("version %d, %v", got.Version, err)
 		}
-		want.UpdatedAt = got.UpdatedAt
+		if i == 0 {
+			want.UpdatedAt = got.UpdatedAt
+		}
 	}
 	if got, err := r.Tenant(ctx, org); err != nil || !got.UpdatedAt.Equal(want.UpdatedAt) {
 		t.Errorf("the same version was noted as a change: %v, %v", got.UpdatedAt, err)
