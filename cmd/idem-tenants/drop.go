@@ -73,7 +73,7 @@ func (a *app) drop(ctx context.Context, orgText string, terms dropTerms) error {
 	if err != nil {
 		return err
 	}
-	if s := p.tenant.State; s != registry.Suspended && s != registry.Deleting {
+	if s := p.tenant.State; s != registry.Suspended && s != registry.Deleting && s != registry.Provisioning {
 		return exitError{cli.ExitFailed, fmt.Errorf("%s is %s: suspend it first, and let what is under way come to its end", p.org, s)}
 	}
 	if p.tenant.Moving {

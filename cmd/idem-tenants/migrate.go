@@ -27,7 +27,7 @@ const (
 )
 
 func (a *app) migrateVerb() *cobra.Command {
-	terms := migrateTerms{workers: 4, tries: 10, lockTimeout: time.Second, statementTimeout: time.Minute}
+	terms := migrateTerms{workers: 4, tries: 10, lockTimeout: 1500 * time.Millisecond, statementTimeout: time.Minute}
 	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "migrate the schemas of all tenants to the newest version.",
@@ -57,7 +57,7 @@ SQLSTATE.`,
 	flags.BoolFunc("dry-run", "say what would be done, and do nothing", cli.Boolean(&terms.dryRun))
 	flags.Func("workers", "migrate `N` tenants at the same time, over a connection each (default 4)", cli.Number(&terms.workers, maxWorkers))
 	flags.Func("tries", "try a tenant that is in use `N` times, with growing pauses (default 10, which takes half a minute)", cli.Number(&terms.tries, maxTries))
-	flags.Func("lock-timeout", "put a tenant back that makes a migration wait for a lock for `D`; requests of the tenant wait behind it (default 1s)", cli.Duration(&terms.lockTimeout))
+	flags.Func("lock-timeout", "put a tenant back that makes a migration wait for a lock for `D`; requests of the tenant wait behind it. More than a second has an autovacuum give way (default 1.5s)", cli.Duration(&terms.lockTimeout))
 	flags.Func("statement-timeout", "have the server end a statement that takes `D`; that tenant then failed. 0 sets no limit (default 1m)", cli.Duration(&terms.statementTimeout))
 	flags.Func("max-duration", "end after `D`, and leave the rest to the next run; 0 sets no limit (default 0)", cli.Duration(&terms.maxDuration))
 	flags.BoolFunc("quiet", "print failures and warnings only; --json prints its object all the same", cli.Boolean(&terms.quiet))

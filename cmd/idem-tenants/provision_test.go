@@ -132,6 +132,11 @@ func TestProvisionFailures(t *testing.T) {
 		}
 	}
 
+	// One whose provisioning cannot be finished can be dropped, and the schema stays that is
+	// not its own.
+	f.run(t, "drop", taken.String(), "--yes", "--confirm", schemaOf(t, taken).String()).expect(t, cli.ExitOK, "dropped")
+	f.exec(t, `SELECT FROM `+schemaOf(t, taken).Quoted()+`.idempotency_records`)
+
 	// A table that a tenant lacks is not the registry's.
 	broken := f.behind(t)
 	if _, err := f.tenants.SetState(t.Context(), broken.OrgID, registry.Provisioning); err != nil {
