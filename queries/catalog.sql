@@ -26,10 +26,6 @@ SELECT now()::timestamptz AS now;
 -- Notify tells those who listen on the channel.
 SELECT pg_notify(@channel::text, @payload::text);
 
--- name: BackendPID :one
--- BackendPID returns the process ID of the server process that serves the connection.
-SELECT pg_backend_pid() AS pid;
-
 -- name: EnterTenant :one
 -- EnterTenant sets search_path for the transaction alone, and tries to take the lock of a
 -- key, which the transaction holds to its end. It tells when the transaction began, and

@@ -11,11 +11,9 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgidem/pgidem/internal/db"
+	"github.com/pgidem/pgidem/internal/listen"
 	"github.com/pgidem/pgidem/internal/watch"
 )
 
@@ -31,12 +29,7 @@ func newWaitKey(orgID uuid.UUID, key string) waitKey {
 	return waitKey(sum[:16])
 }
 
-var (
-	errClosed = errors.New("pgstore: the store is closed")
-	// errPooler: what listens would be whatever server connection the pooler lent
-	// for the statement, and it would go on listening when others use it.
-	errPooler = errors.New("a connection pooler stands before the server; give WithListenConfig a direct connection")
-)
+var errClosed = errors.New("pgstore: the store is closed")
 
 // listener hears of the ends of attempts in all processes, over one connection of
 // its own that it holds while somebody watches and a little longer.
@@ -57,7 +50,7 @@ type listener struct {
 
 const (
 	listenIdle       = 30 * time.Second
-	listenTimeout    = 5 * time.Second // of connecting
+	watchTimeout     = 5 * time.Second // of finding out where a tenant is
 	tellTimeout      = 2 * time.Second
 	firstListenPause = 500 * time.Millisecond
 	maxListenPause   = 30 * time.Second
@@ -127,7 +120,7 @@ func (l *listener) run(ctx context.Context, done chan struct{}) {
 		switch {
 		case err == nil, time.Since(began) > maxListenPause: // it had been well
 			pause = firstListenPause
-		case errors.Is(err, errPooler):
+		case errors.Is(err, listen.ErrPooler):
 			pause = maxListenPause
 		}
 		if l.ended(ctx, err, pause) {
@@ -164,9 +157,9 @@ func (l *listener) ended(ctx context.Context, err error, pause time.Duration) bo
 
 // listen wakes those whose attempts end, until it cannot go on or nobody watches.
 func (l *listener) listen(ctx context.Context) error {
-	conn, err := l.open(ctx)
+	conn, err := listen.Open(ctx, l.connect, channel)
 	if err != nil {
-		return err
+		return fmt.Errorf("pgstore: listen: %w", err)
 	}
 	defer func() {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
@@ -195,52 +188,4 @@ func (l *listener) listen(ctx context.Context) error {
 			return nil
 		}
 	}
-}
-
-// open returns a connection that listens.
-func (l *listener) open(ctx context.Context) (*pgx.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, listenTimeout)
-	defer cancel()
-	conn, err := l.connect(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("pgstore: listen: %w", err)
-	}
-	pid, err := db.New(conn).BackendPID(ctx)
-	switch {
-	case err != nil:
-	case uint32(pid) != conn.PgConn().PID(): // a pooler makes up the one that it gives at the start
-		err = errPooler
-	default:
-		_, err = conn.Exec(ctx, "LISTEN "+channel)
-	}
-	if err != nil {
-		_ = conn.Close(ctx)
-		return nil, fmt.Errorf("pgstore: listen: %w", err)
-	}
-	return conn, nil
-}
-
-// connector returns a function that connects as the pool does, and is none of its
-// connections.
-func connector(pool *pgxpool.Pool) func(context.Context) (*pgx.Conn, error) {
-	return func(ctx context.Context) (*pgx.Conn, error) {
-		config := pool.Config()
-		if config.BeforeConnect != nil {
-			if err := config.BeforeConnect(ctx, config.ConnConfig); err != nil {
-				return nil, err
-			}
-		}
-		return connectTo(ctx, config.ConnConfig)
-	}
-}
-
-func connectTo(ctx context.Context, config *pgx.ConnConfig) (*pgx.Conn, error) {
-	config = config.Copy()
-	config.OnNotification = nil                         // so that WaitForNotification gets them
-	config.DefaultQueryExecMode = pgx.QueryExecModeExec // leaves nothing prepared, should a pooler be there
-	// To stop listening is no statement that the server could cancel; see NewPools.
-	config.BuildContextWatcherHandler = func(conn *pgconn.PgConn) ctxwatch.Handler {
-		return &pgconn.DeadlineContextWatcherHandler{Conn: conn.Conn()}
-	}
-	return pgx.ConnectConfig(ctx, config)
 }

@@ -2,7 +2,6 @@ package pgstore_test
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -461,7 +460,7 @@ func TestWatchWithoutAServerToListenTo(t *testing.T) {
 		want   string
 	}{
 		"nowhere": {nowhere, "cut off on purpose"},
-		"pooler":  {behindPooler(pool), "WithListenConfig"},
+		"pooler":  {pgtest.BehindPooler(pool.Config().ConnConfig), "WithListenConfig"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -505,35 +504,4 @@ func TestWatchWithoutAServerToListenTo(t *testing.T) {
 	if _, err := pgstore.New(pool, storetest.PerOrg, pgstore.WithListenConfig(nil)); err == nil {
 		t.Error("WithListenConfig took a nil configuration")
 	}
-}
-
-// behindPooler returns a configuration whose connections look as if a pooler stood
-// before the server: it makes up the process ID that it gives at the start.
-func behindPooler(pool *pgxpool.Pool) *pgx.ConnConfig {
-	config := pool.Config().ConnConfig.Copy()
-	dial := config.DialFunc
-	config.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		conn, err := dial(ctx, network, addr)
-		if err != nil {
-			return nil, err
-		}
-		return &pooledConn{Conn: conn}, nil
-	}
-	return config
-}
-
-// pooledConn changes the process ID in BackendKeyData, a message of type K and 12
-// bytes in the server's first answers.
-type pooledConn struct {
-	net.Conn
-	changed bool
-}
-
-func (c *pooledConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	if i := strings.Index(string(p[:n]), "K\x00\x00\x00\x0c"); i >= 0 && !c.changed && n >= i+13 {
-		c.changed = true
-		binary.BigEndian.PutUint32(p[i+5:], binary.BigEndian.Uint32(p[i+5:])+1<<20)
-	}
-	return n, err
 }

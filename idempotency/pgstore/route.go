@@ -14,6 +14,7 @@ import (
 
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/internal/db"
+	"github.com/pgidem/pgidem/internal/listen"
 	"github.com/pgidem/pgidem/tenancy"
 )
 
@@ -64,7 +65,7 @@ func NewRouted(router Router, dir tenancy.Directory, opts ...Option) (*Store, er
 			return nil, fmt.Errorf("pgstore: cluster %q has no pools; make them with NewPools", cluster)
 		}
 		server := &server{cluster: cluster, pools: pools}
-		server.listener = listener{connect: connector(pools.pools[0]), idle: listenIdle, ends: &s.ends}
+		server.listener = listener{connect: listen.Connector(pools.pools[0]), idle: listenIdle, ends: &s.ends}
 		s.servers[cluster] = server
 	}
 	for _, opt := range opts {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/internal/db"
+	"github.com/pgidem/pgidem/internal/listen"
 	"github.com/pgidem/pgidem/internal/watch"
 	"github.com/pgidem/pgidem/tenancy"
 )
@@ -77,8 +78,7 @@ func WithClusterListenConfig(cluster string, config *pgx.ConnConfig) Option {
 		case !ok:
 			return fmt.Errorf("WithClusterListenConfig: %w", unknownCluster(cluster, s.servers))
 		}
-		config = config.Copy()
-		server.listener.connect = func(ctx context.Context) (*pgx.Conn, error) { return connectTo(ctx, config) }
+		server.listener.connect = listen.ConnectorTo(config)
 		return nil
 	}
 }
@@ -399,7 +399,7 @@ func (s *Store) ended(ctx context.Context, at located, step string, c idempotenc
 // Watch implements [idempotency.WatchStore], over one connection to each server for all who
 // wait in this process. It fails while the server cannot be listened to.
 func (s *Store) Watch(orgID uuid.UUID, key string) (ended <-chan struct{}, stop func(), err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), listenTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), watchTimeout)
 	defer cancel()
 	at, err := s.locate(ctx, orgID)
 	if err != nil {

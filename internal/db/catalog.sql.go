@@ -21,18 +21,6 @@ func (q *Queries) AwaitLock(ctx context.Context, lockKey int64) error {
 	return err
 }
 
-const backendPID = `-- name: BackendPID :one
-SELECT pg_backend_pid() AS pid
-`
-
-// BackendPID returns the process ID of the server process that serves the connection.
-func (q *Queries) BackendPID(ctx context.Context) (int32, error) {
-	row := q.db.QueryRow(ctx, backendPID)
-	var pid int32
-	err := row.Scan(&pid)
-	return pid, err
-}
-
 const databaseTime = `-- name: DatabaseTime :one
 SELECT now()::timestamptz AS now
 `

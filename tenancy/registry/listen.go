@@ -8,11 +8,11 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgidem/pgidem/internal/listen"
 )
 
 const (
-	listenTimeout    = 5 * time.Second // of connecting
 	pulseTimeout     = 2 * time.Second
 	firstListenPause = 100 * time.Millisecond
 	maxListenPause   = 5 * time.Second
@@ -21,9 +21,6 @@ const (
 var (
 	errNotListening = errors.New("registry: nothing was looked up yet")
 	errClosed       = errors.New("registry: closed")
-	// errPooler: what listens would be whatever server connection the pooler lent for the
-	// statement.
-	errPooler = errors.New("a connection pooler stands before the server; give WithListenConfig a direct connection")
 )
 
 // Listening returns nil while the registry hears of changes, and why it does not while it
@@ -54,7 +51,7 @@ func (r *Registry) listen(ctx context.Context, done chan struct{}) {
 		r.deaf()
 		r.setSilent(err)
 		switch {
-		case errors.Is(err, errPooler):
+		case errors.Is(err, listen.ErrPooler):
 			pause = maxListenPause
 		case time.Since(began) > 2*pause: // it had been well
 			pause = firstListenPause
@@ -76,7 +73,7 @@ func (r *Registry) setSilent(err error) {
 
 // listenOnce hears of changes over one connection until it breaks.
 func (r *Registry) listenOnce(ctx context.Context) error {
-	conn, err := r.openListener(ctx)
+	conn, err := listen.Open(ctx, r.connect, r.channel())
 	if err != nil {
 		return fmt.Errorf("registry: listen: %w", err)
 	}
@@ -114,54 +111,9 @@ func ping(ctx context.Context, conn *pgx.Conn) error {
 	return conn.Ping(ctx)
 }
 
-// openListener returns a connection that listens.
-func (r *Registry) openListener(ctx context.Context) (*pgx.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, listenTimeout)
-	defer cancel()
-	conn, err := r.connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var pid uint32
-	err = conn.QueryRow(ctx, `SELECT pg_backend_pid()`).Scan(&pid)
-	switch {
-	case err != nil:
-	case pid != conn.PgConn().PID(): // a pooler makes up the one that it gives at the start
-		err = errPooler
-	default:
-		_, err = conn.Exec(ctx, "LISTEN "+pgx.Identifier{r.channel()}.Sanitize())
-	}
-	if err != nil {
-		_ = conn.Close(ctx)
-		return nil, err
-	}
-	return conn, nil
-}
-
 // channel is where the triggers of the control schema tell of changes.
 func (r *Registry) channel() string {
 	const maxIdentifier = 63
 	name := "pgidem_tenants_" + r.schema.String()
 	return name[:min(len(name), maxIdentifier)]
-}
-
-// connector returns a function that connects as the pool does, and is none of its
-// connections.
-func connector(pool *pgxpool.Pool) func(context.Context) (*pgx.Conn, error) {
-	return func(ctx context.Context) (*pgx.Conn, error) {
-		config := pool.Config()
-		if config.BeforeConnect != nil {
-			if err := config.BeforeConnect(ctx, config.ConnConfig); err != nil {
-				return nil, err
-			}
-		}
-		return connectTo(ctx, config.ConnConfig)
-	}
-}
-
-func connectTo(ctx context.Context, config *pgx.ConnConfig) (*pgx.Conn, error) {
-	config = config.Copy()
-	config.OnNotification = nil                         // so that WaitForNotification gets them
-	config.DefaultQueryExecMode = pgx.QueryExecModeExec // leaves nothing prepared, should a pooler be there
-	return pgx.ConnectConfig(ctx, config)
 }

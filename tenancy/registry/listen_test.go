@@ -2,7 +2,6 @@ package registry_test
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"net"
 	"strings"
@@ -14,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgidem/pgidem/internal/pgtest"
 	"github.com/pgidem/pgidem/migrations"
 	"github.com/pgidem/pgidem/tenancy"
 	"github.com/pgidem/pgidem/tenancy/registry"
@@ -24,41 +24,6 @@ func nowhere(pool *pgxpool.Pool) *pgx.ConnConfig {
 	config := pool.Config().ConnConfig.Copy()
 	config.DialFunc = func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("unplugged") }
 	return config
-}
-
-// behindPooler returns a configuration whose connections look as if a pooler stood before
-// the server: it makes up the process ID that it gives at the start.
-func behindPooler(pool *pgxpool.Pool) *pgx.ConnConfig {
-	return dialing(pool, func(conn net.Conn) net.Conn { return &pooledConn{Conn: conn} })
-}
-
-func dialing(pool *pgxpool.Pool, wrap func(net.Conn) net.Conn) *pgx.ConnConfig {
-	config := pool.Config().ConnConfig.Copy()
-	dial := config.DialFunc
-	config.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		conn, err := dial(ctx, network, addr)
-		if err != nil {
-			return nil, err
-		}
-		return wrap(conn), nil
-	}
-	return config
-}
-
-// pooledConn changes the process ID in BackendKeyData, a message of type K and 12 bytes in
-// the server's first answers.
-type pooledConn struct {
-	net.Conn
-	changed bool
-}
-
-func (c *pooledConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	if i := strings.Index(string(p[:n]), "K\x00\x00\x00\x0c"); i >= 0 && !c.changed && n >= i+13 {
-		c.changed = true
-		binary.BigEndian.PutUint32(p[i+5:], binary.BigEndian.Uint32(p[i+5:])+1<<20)
-	}
-	return n, err
 }
 
 // silentConn can fall silent, as a network does that swallows packets.
@@ -260,7 +225,7 @@ func TestSilentConnection(t *testing.T) {
 	tenant := add(t, manager, registry.Active)
 	var conns atomic.Int64
 	silent := make([]atomic.Bool, 100)
-	config := dialing(pool, func(conn net.Conn) net.Conn { return silentConn{conn, &silent[conns.Add(1)]} })
+	config := pgtest.Dialing(pool.Config().ConnConfig, func(conn net.Conn) net.Conn { return silentConn{conn, &silent[conns.Add(1)]} })
 	r := newRegistry(t, pool, registry.WithTTL(time.Hour), registry.WithListenConfig(config), registry.WithPulse(20*time.Millisecond))
 	isPlaced(t, r, tenant)
 	listens(t, r)
@@ -322,7 +287,7 @@ func TestNotListening(t *testing.T) {
 		want   string
 	}{
 		"nowhere": {nowhere(pool), "unplugged"},
-		"pooler":  {behindPooler(pool), "WithListenConfig"},
+		"pooler":  {pgtest.BehindPooler(pool.Config().ConnConfig), "WithListenConfig"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

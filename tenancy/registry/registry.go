@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgidem/pgidem/internal/listen"
 	"github.com/pgidem/pgidem/tenancy"
 )
 
@@ -117,8 +118,7 @@ func WithListenConfig(config *pgx.ConnConfig) Option {
 		if config == nil {
 			return errors.New("WithListenConfig: the configuration is nil")
 		}
-		config := config.Copy()
-		r.connect = func(ctx context.Context) (*pgx.Conn, error) { return connectTo(ctx, config) }
+		r.connect = listen.ConnectorTo(config)
 		return nil
 	}
 }
@@ -134,7 +134,7 @@ func New(pool *pgxpool.Pool, opts ...Option) (*Registry, error) {
 		return nil, err
 	}
 	r := &Registry{
-		pool: pool, schema: schema, connect: connector(pool),
+		pool: pool, schema: schema, connect: listen.Connector(pool),
 		size: defaultCacheSize, ttl: defaultTTL, stale: defaultStale, timeout: lookupTimeout, pulse: defaultPulse,
 		began: time.Now(), lookups: make(map[uuid.UUID]*lookup), silent: errNotListening,
 	}
