@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgidem/pgidem/internal/cli"
+	"github.com/pgidem/pgidem/internal/cli/clitest"
 	"github.com/pgidem/pgidem/internal/pgtest"
 	"github.com/pgidem/pgidem/tenancy"
 )
@@ -379,18 +380,18 @@ func TestDatabaseAwayInBetween(t *testing.T) {
 	b := start(t, "--database-url", server.URL(), "--json", "--interval", "10ms")
 	rounds := func() []roundJSON { return parseRounds(t, b.stdout.String()) }
 	last := func() roundJSON { all := rounds(); return all[len(all)-1] }
-	eventually(t, "a round", func() bool { return len(rounds()) > 0 })
+	clitest.Eventually(t, "a round", func() bool { return len(rounds()) > 0 })
 
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a round without the database", func() bool { return last().Error != "" })
+	clitest.Eventually(t, "a round without the database", func() bool { return last().Error != "" })
 	if err := server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	pool := connect(t, server.URL())
 	fill(t, pool, schema, 5, expired)
-	eventually(t, "a purge after the database came back", func() bool { return size(t, pool, schema) == 0 })
+	clitest.Eventually(t, "a purge after the database came back", func() bool { return size(t, pool, schema) == 0 })
 
 	b.stop(cli.Signalled{Signal: syscall.SIGTERM})
 	b.wait(t).expect(t, cli.ExitOK)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -14,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.uber.org/goleak"
 
+	"github.com/pgidem/pgidem/internal/cli/clitest"
 	"github.com/pgidem/pgidem/internal/pgtest"
 	"github.com/pgidem/pgidem/migrations"
 	"github.com/pgidem/pgidem/tenancy"
@@ -175,8 +175,8 @@ func parseRounds(t testing.TB, stdout string) (rounds []roundJSON) {
 // background is a run of the program that goes on beside the test.
 type background struct {
 	stop   context.CancelCauseFunc
-	stdout safeBuffer
-	stderr safeBuffer
+	stdout clitest.Buffer
+	stderr clitest.Buffer
 	done   chan struct{}
 	code   int
 }
@@ -201,42 +201,10 @@ func (b *background) wait(t testing.TB) result {
 	t.Helper()
 	select {
 	case <-b.done:
-	case <-time.After(patience):
+	case <-time.After(clitest.Patience):
 		t.Fatalf("the janitor goes on; stdout:\n%s\nstderr:\n%s", b.stdout.String(), b.stderr.String())
 	}
 	return result{b.code, b.stdout.String(), b.stderr.String()}
-}
-
-const patience = 30 * time.Second
-
-// eventually polls until the condition holds.
-func eventually(t testing.TB, what string, holds func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	for !holds() {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %s: %s", patience, what)
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
-}
-
-// safeBuffer is a buffer that is read while it is written.
-type safeBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *safeBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *safeBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }
 
 // block locks the table of a tenant, so that a purge of it waits until the returned
@@ -262,7 +230,7 @@ func blocked(t testing.TB, pool *pgxpool.Pool, others ...int32) (pid int32) {
 	if others == nil {
 		others = []int32{}
 	}
-	eventually(t, "a statement of the janitor waits for a lock", func() bool {
+	clitest.Eventually(t, "a statement of the janitor waits for a lock", func() bool {
 		err := pool.QueryRow(t.Context(), `SELECT pid FROM pg_catalog.pg_stat_activity
 			WHERE application_name = 'idem-janitor' AND datname = current_database() AND wait_event_type = 'Lock' AND pid <> ALL ($1)`, others).Scan(&pid)
 		return err == nil

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/pgidem/pgidem/internal/cli/clitest"
 )
 
 // TestSignals sends signals to the program itself.
@@ -24,9 +26,9 @@ func TestSignals(t *testing.T) {
 
 	t.Run("SIGTERM ends an interval with 0", func(t *testing.T) {
 		p := launch(t, program, url, "--json", "--interval", "10ms")
-		eventually(t, "three rounds", func() bool { return len(parseRounds(t, p.stdout.String())) >= 3 })
+		clitest.Eventually(t, "three rounds", func() bool { return len(parseRounds(t, p.stdout.String())) >= 3 })
 		fill(t, pool, schema, 5, expired)
-		eventually(t, "a purge", func() bool { return size(t, pool, schema) == 0 })
+		clitest.Eventually(t, "a purge", func() bool { return size(t, pool, schema) == 0 })
 		p.signal(t, syscall.SIGTERM)
 		if state := p.wait(t); state.ExitCode() != 0 {
 			t.Errorf("%s: %s", state, p.stderr.String())
@@ -47,7 +49,7 @@ func TestSignals(t *testing.T) {
 		if took := time.Since(began); took > 5*time.Second {
 			t.Errorf("took %s", took)
 		}
-		eventually(t, "the statement is gone from the server", func() bool {
+		clitest.Eventually(t, "the statement is gone from the server", func() bool {
 			var n int
 			err := pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_catalog.pg_stat_activity
 				WHERE application_name = 'idem-janitor' AND datname = current_database()`).Scan(&n)
@@ -63,7 +65,7 @@ func TestSignals(t *testing.T) {
 		defer unblock()
 		p := launch(t, program, url, "--interval", "1h")
 		blocked(t, pool)
-		eventually(t, "the process ends", func() bool {
+		clitest.Eventually(t, "the process ends", func() bool {
 			_ = p.cmd.Process.Signal(syscall.SIGTERM)
 			select {
 			case <-p.ended:
@@ -81,7 +83,7 @@ func TestSignals(t *testing.T) {
 // process is a run of the built program.
 type process struct {
 	cmd            *osexec.Cmd
-	stdout, stderr safeBuffer
+	stdout, stderr clitest.Buffer
 	ended          chan struct{}
 	err            error
 }
@@ -116,7 +118,7 @@ func (p *process) wait(t *testing.T) *os.ProcessState {
 	t.Helper()
 	select {
 	case <-p.ended:
-	case <-time.After(patience):
+	case <-time.After(clitest.Patience):
 		t.Fatal("the janitor goes on")
 	}
 	if exit := new(osexec.ExitError); p.err != nil && !errors.As(p.err, &exit) {

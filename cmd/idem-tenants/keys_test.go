@@ -15,6 +15,7 @@ import (
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/idempotency/pgstore"
 	"github.com/pgidem/pgidem/internal/cli"
+	"github.com/pgidem/pgidem/internal/cli/clitest"
 	"github.com/pgidem/pgidem/internal/pgtest"
 	"github.com/pgidem/pgidem/migrations"
 	"github.com/pgidem/pgidem/tenancy"
@@ -68,7 +69,7 @@ func TestInspectTenant(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "the lease lapses", func() bool {
+	clitest.Eventually(t, "the lease lapses", func() bool {
 		r := object[tenantReport](t, f.run(t, "inspect", org, "--json").expect(t, cli.ExitOK))
 		return r.Records.Interrupted == 1
 	})
@@ -256,7 +257,7 @@ func TestRelease(t *testing.T) {
 
 	lapsed := claimRequest(tenant.OrgID, "lapsed", time.Millisecond)
 	claim(t, store, lapsed)
-	eventually(t, "the lease lapses", func() bool { return state("lapsed") == pgstore.KeyInterrupted })
+	clitest.Eventually(t, "the lease lapses", func() bool { return state("lapsed") == pgstore.KeyInterrupted })
 	retry := claimRequest(tenant.OrgID, "lapsed", time.Hour/2)
 	retry.Interrupted = idempotency.Refuse
 	f.run(t, "release", "--yes", org, "lapsed").expect(t, cli.ExitOK, "attempt 1 is released", "a retry is attempt 2")

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"io"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/pgidem/pgidem/idempotency"
+	"github.com/pgidem/pgidem/internal/cli/clitest"
 	"github.com/pgidem/pgidem/internal/pgtest"
 	"github.com/pgidem/pgidem/migrations"
 	"github.com/pgidem/pgidem/tenancy"
@@ -187,8 +187,8 @@ func object[T any](t testing.TB, r result) T {
 // background is a run of the program that goes on beside the test.
 type background struct {
 	stop   context.CancelCauseFunc
-	stdout safeBuffer
-	stderr safeBuffer
+	stdout clitest.Buffer
+	stderr clitest.Buffer
 	done   chan struct{}
 	code   int
 }
@@ -214,40 +214,8 @@ func (b *background) wait(t testing.TB) result {
 	t.Helper()
 	select {
 	case <-b.done:
-	case <-time.After(patience):
+	case <-time.After(clitest.Patience):
 		t.Fatalf("it goes on; stdout:\n%s\nstderr:\n%s", b.stdout.String(), b.stderr.String())
 	}
 	return result{b.code, b.stdout.String(), b.stderr.String()}
-}
-
-const patience = 30 * time.Second
-
-// eventually polls until the condition holds.
-func eventually(t testing.TB, what string, holds func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	for !holds() {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %s: %s", patience, what)
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
-}
-
-// safeBuffer is a buffer that is read while it is written.
-type safeBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *safeBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *safeBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }

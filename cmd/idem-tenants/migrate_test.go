@@ -16,6 +16,7 @@ import (
 	"github.com/pressly/goose/v3"
 
 	"github.com/pgidem/pgidem/internal/cli"
+	"github.com/pgidem/pgidem/internal/cli/clitest"
 	"github.com/pgidem/pgidem/internal/pgtest"
 	"github.com/pgidem/pgidem/migrations"
 	"github.com/pgidem/pgidem/tenancy"
@@ -96,14 +97,14 @@ func (f fixture) block(t testing.TB, schema tenancy.Schema) (unblock func()) {
 // a stop the server is asked to cancel what is under way, and may take its time.
 func (f fixture) idle(t testing.TB) {
 	t.Helper()
-	eventually(t, "nothing waits for a lock", func() bool { return f.waiting(t) == 0 })
+	clitest.Eventually(t, "nothing waits for a lock", func() bool { return f.waiting(t) == 0 })
 }
 
 // abandon ends what a process that is gone has left on the server. It may be gone before the
 // server was asked to cancel what it waits for, which then goes on until the lock timeout.
 func (f fixture) abandon(t testing.TB) {
 	t.Helper()
-	eventually(t, "the process has left nothing", func() bool {
+	clitest.Eventually(t, "the process has left nothing", func() bool {
 		var left int
 		err := f.pool.QueryRow(t.Context(), `SELECT count(pg_catalog.pg_terminate_backend(pid)) FROM pg_catalog.pg_stat_activity
 			WHERE application_name = 'idem-tenants' AND datname = current_database()`).Scan(&left)
@@ -279,7 +280,7 @@ func TestInterruptedMigrate(t *testing.T) {
 	for cause, want := range map[error]int{cli.Signalled{Signal: syscall.SIGTERM}: cli.ExitSignal + 15, cli.Signalled{Signal: syscall.SIGINT}: cli.ExitSignal + 2} {
 		unblock := f.block(t, tenants[0].Schema)
 		b := f.start(t, "migrate", "--json", "--workers", "4", "--lock-timeout", "1m")
-		eventually(t, "the migration waits for a lock, and the others are through", func() bool {
+		clitest.Eventually(t, "the migration waits for a lock, and the others are through", func() bool {
 			return f.waiting(t) == 1 && f.noted(t, tenants[1:]...)
 		})
 		b.stop(cause)
@@ -293,7 +294,7 @@ func TestInterruptedMigrate(t *testing.T) {
 	}
 	unblock := f.block(t, tenants[0].Schema)
 	limit := 50 * time.Millisecond
-	eventually(t, "a run comes to the migration that waits, and is ended there", func() bool {
+	clitest.Eventually(t, "a run comes to the migration that waits, and is ended there", func() bool {
 		limit *= 2 // on a busy machine a run may end before it knows the tenants
 		r := f.run(t, "migrate", "--lock-timeout", "1m", "--max-duration", limit.String()).expect(t, cli.ExitUnfinished, "--max-duration")
 		f.idle(t)

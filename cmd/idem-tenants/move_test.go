@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/pgidem/pgidem/internal/cli"
+	"github.com/pgidem/pgidem/internal/cli/clitest"
 	"github.com/pgidem/pgidem/internal/pgtest"
 	"github.com/pgidem/pgidem/tenancy/registry"
 )
@@ -91,7 +92,7 @@ func TestMoveOfABusyTenant(t *testing.T) {
 		t.Errorf("it is %s after a move that came to nothing", got)
 	}
 	b := f.start(t, "move", org, "--to", "eu-2", "--yes", "--drain-timeout", "30m", other)
-	eventually(t, "it waits for the attempt", func() bool { return strings.Contains(b.stderr.String(), "drain\n") })
+	clitest.Eventually(t, "it waits for the attempt", func() bool { return strings.Contains(b.stderr.String(), "drain\n") })
 	b.stop(cli.Signalled{Signal: syscall.SIGINT})
 	b.wait(t).expect(t, cli.ExitSignal+2, "stopped by signal interrupt", org+" may be suspended now", "--cancel")
 	f.run(t, "move", org, "--cancel", other).expect(t, cli.ExitOK, "active")

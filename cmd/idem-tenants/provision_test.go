@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/pgidem/pgidem/internal/cli"
+	"github.com/pgidem/pgidem/internal/cli/clitest"
 	"github.com/pgidem/pgidem/internal/pgtest"
 	"github.com/pgidem/pgidem/migrations"
 	"github.com/pgidem/pgidem/tenancy/registry"
@@ -192,7 +193,7 @@ func TestInterruptedProvision(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := f.start(t, append([]string{"provision", "--workers", "1"}, orgs...)...)
-	eventually(t, "it waits for the other", func() bool { return f.waiting(t) == 1 })
+	clitest.Eventually(t, "it waits for the other", func() bool { return f.waiting(t) == 1 })
 	b.stop(cli.Signalled{Signal: syscall.SIGINT})
 	b.wait(t).expect(t, cli.ExitSignal+2, "0 of 8 tenants are through", "stopped by signal interrupt")
 	if err := tx.Rollback(t.Context()); err != nil {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/pgidem/pgidem/internal/cli"
+	"github.com/pgidem/pgidem/internal/cli/clitest"
 )
 
 // TestSignals sends signals to the program itself.
@@ -23,16 +24,16 @@ func TestSignals(t *testing.T) {
 	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	launch := func(t *testing.T) (p *exec.Cmd, out *safeBuffer, ended chan error) {
+	launch := func(t *testing.T) (p *exec.Cmd, out *clitest.Buffer, ended chan error) {
 		t.Helper()
-		p, out, ended = exec.Command(program, "migrate", "--lock-timeout", "1m", "--json"), new(safeBuffer), make(chan error, 1)
+		p, out, ended = exec.Command(program, "migrate", "--lock-timeout", "1m", "--json"), new(clitest.Buffer), make(chan error, 1)
 		p.Env = append(os.Environ(), "DATABASE_URL="+f.url)
 		p.Stdout, p.Stderr = out, os.Stderr
 		if err := p.Start(); err != nil {
 			t.Fatal(err)
 		}
 		go func() { ended <- p.Wait() }()
-		eventually(t, "it waits for a lock, and the other is through", func() bool { return f.waiting(t) == 1 && f.noted(t, other) })
+		clitest.Eventually(t, "it waits for a lock, and the other is through", func() bool { return f.waiting(t) == 1 && f.noted(t, other) })
 		return p, out, ended
 	}
 	wait := func(t *testing.T, ended chan error) *os.ProcessState {
@@ -44,7 +45,7 @@ func TestSignals(t *testing.T) {
 				t.Fatalf("%v", err)
 			}
 			return exit.ProcessState
-		case <-time.After(patience):
+		case <-time.After(clitest.Patience):
 			t.Fatal("it goes on")
 			return nil
 		}

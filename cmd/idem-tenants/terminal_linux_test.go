@@ -12,13 +12,14 @@ import (
 
 	"github.com/pgidem/pgidem/idempotency/pgstore"
 	"github.com/pgidem/pgidem/internal/cli"
+	"github.com/pgidem/pgidem/internal/cli/clitest"
 	"github.com/pgidem/pgidem/tenancy/registry"
 )
 
 // terminal is a pseudo-terminal that the program runs on.
 type terminal struct {
 	outside, inside *os.File
-	seen            safeBuffer
+	seen            clitest.Buffer
 	ended           chan struct{} // reading
 }
 
