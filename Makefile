@@ -80,7 +80,7 @@ pgload: ## Compare over HTTP with pgbench's least work (ARGS='-work first,replay
 	cd bench && $(GO) run ./pgload $(ARGS)
 
 .PHONY: bench-tenants
-bench-tenants: ## Measure the store over 1 to 10,000 tenants beside one shared table (ARGS='-tenants 1000'; half an hour)
+bench-tenants: ## Measure the store over 1 to 10,000 tenants beside one shared table (ARGS='-tenants 1000'; a quarter of an hour)
 	cd bench && $(GO) run ./pgtenants $(ARGS)
 
 .PHONY: generate

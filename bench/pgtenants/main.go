@@ -2,13 +2,14 @@
 // HTTP in front, over ways of reaching the tenants' schemas that have the same number of
 // connections, beside the same store on one shared table in the same run:
 //
-//	go run ./pgtenants                      # in the folder bench; about half an hour
+//	go run ./pgtenants                      # in the folder bench; about a quarter of an hour
 //	go run ./pgtenants -tenants 1000 -ways shared,pool,pools:8x2 -rounds 1
 //
 // Each way is a process of its own, so that what it needs can be told apart; they take turns
 // in each round. A way is shared (one table for all tenants), pool (a schema each, one pool),
 // or pools:NxM (a schema each, hashed to N pools of M connections), each followed by /option
-// or more: cache=N for the statement cache of a connection, generic for plans that are
+// or more: cache=N for the statement cache of a connection, few=N for [pgstore.WithCoalescing]
+// (shared/few=16 gathers less than shared does), generic for plans that are
 // never made for single parameters, exec for nothing prepared.
 //
 // Client, service and database share one machine, so figures are worth something only as
@@ -70,10 +71,10 @@ func parse(args []string) (s settings, err error) {
 	tenants := flags.String("tenants", "1,100,1000,10000", "numbers of tenants")
 	callers := flags.String("callers", "16,64", "numbers of callers, each with one request at a time")
 	traffic := flags.String("traffic", "uniform,zipf", "how tenants are chosen: uniform, or zipf with exponent 1")
-	ways := flags.String("ways", "shared,pool,pools:4x4", "ways to measure; the first is what the others are compared with")
+	ways := flags.String("ways", "shared,shared/few=16,pool,pools:4x4/cache=10000", "ways to measure; the first is what the others are compared with")
 	flags.IntVar(&s.conns, "conns", 16, "connections of each way")
-	flags.DurationVar(&s.duration, "duration", 4*time.Second, "how long each measurement takes")
-	flags.DurationVar(&s.warm, "warm", 2*time.Second, "how long the traffic goes on before the first, after one request for each tenant")
+	flags.DurationVar(&s.duration, "duration", 2*time.Second, "how long each measurement takes")
+	flags.DurationVar(&s.warm, "warm", 6*time.Second, "how long the traffic goes on before the first, after one request for each tenant")
 	flags.IntVar(&s.rounds, "rounds", 3, "how often each way is measured")
 	flags.StringVar(&s.url, "url", "", "a database to use, which keeps its tenants for the next run (default a new server)")
 	flags.StringVar(&s.only, "only", "", "prepare: make the tenants in the database of -url, and measure nothing")
