@@ -10,12 +10,14 @@ ORDER BY n.nspname;
 
 -- name: RequestSchemas :many
 -- RequestSchemas lists the schemas that hold a table of kept requests in which there is
--- something, or was since it was last vacuumed, by name.
+-- something, or was since it was last vacuumed, by name; where Citus is, whose rows are in
+-- other files, all of them.
 SELECT n.nspname::text AS schema
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'next_at' AND NOT a.attisdropped
-WHERE c.relname = 'idempotency_requests' AND c.relkind = 'r' AND pg_relation_size(c.oid::regclass) > 0
+WHERE c.relname = 'idempotency_requests' AND c.relkind = 'r'
+  AND (pg_relation_size(c.oid::regclass) > 0 OR EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'citus'))
 ORDER BY n.nspname;
 
 -- name: DatabaseTime :one

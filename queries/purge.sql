@@ -1,3 +1,12 @@
+-- name: FilledTables :one
+-- FilledTables reports which of a tenant's tables may hold rows: whose files are not of 0
+-- bytes, as they are until the first row comes. Where Citus is, the rows are in other files,
+-- or on other servers; of a table that is not there it is as well to be asked.
+SELECT (COALESCE(pg_relation_size(to_regclass(@records::text)) > 0, true) OR citus.present)::boolean AS records,
+       (COALESCE(pg_relation_size(to_regclass(@steps::text)) > 0, true) OR citus.present)::boolean AS steps,
+       (COALESCE(pg_relation_size(to_regclass(@requests::text)) > 0, true) OR citus.present)::boolean AS requests
+FROM (SELECT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'citus') AS present) AS citus;
+
 -- name: PurgeBatch :one
 -- PurgeBatch deletes at most batch_rows absent records among the table's pages
 -- from first_page up to, not including, end_page. It returns how many, and the

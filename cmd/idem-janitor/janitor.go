@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgidem/pgidem/idempotency/pgstore"
@@ -119,7 +120,9 @@ func (j *janitor) sweep(ctx context.Context, r *round) {
 	}
 
 	// The pool lives for a round: there is no connection to go stale in between.
-	pool, err := pgxpool.NewWithConfig(ctx, j.cfg.pool.Copy())
+	cfg := j.cfg.pool.Copy()
+	cfg.AfterRelease = isFresh
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		r.err = err
 		return
@@ -144,6 +147,21 @@ func (j *janitor) sweep(ctx context.Context, r *round) {
 	if lost, ok := errors.AsType[errLost](r.stopped); ok {
 		r.err, r.stopped = lost, nil
 	}
+}
+
+// maxUses is how many statements a connection is for. A server process keeps what it has
+// read of each table, and PostgreSQL 15 and 16 look through some of that from its beginning
+// for each table more that is deleted from: over thousands of tenants most of a round's time
+// went there.
+const maxUses = 500
+
+// isFresh reports whether a connection that is given back may be used further.
+func isFresh(conn *pgx.Conn) bool {
+	const uses = "idem-janitor uses"
+	data := conn.PgConn().CustomData()
+	n, _ := data[uses].(int)
+	data[uses] = n + 1
+	return n+1 < maxUses
 }
 
 // tenants returns the schemas to visit, in the order to visit them.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
@@ -208,7 +209,7 @@ func TestMaxDuration(t *testing.T) {
 	stuck, other := newTenant(t, url), newTenant(t, url)
 	fill(t, pool, stuck, 2, expired)
 	fill(t, pool, other, 2, expired)
-	unblock := block(t, pool, stuck)
+	unblock := block(t, pool, stuck, "ACCESS EXCLUSIVE")
 
 	began := time.Now()
 	r := janitorRun(t, "--database-url", url, "--max-duration", "2s", "--json", "--workers", "2")
@@ -261,7 +262,7 @@ func TestTimeouts(t *testing.T) {
 	t.Parallel()
 	pool, url := newPool(t)
 	schema := newTenant(t, url)
-	block(t, pool, schema)
+	block(t, pool, schema, "ACCESS EXCLUSIVE")
 	janitorRun(t, "--database-url", url, "--lock-timeout", "20ms").expect(t, cli.ExitFailed, schema.String()+": ", "(SQLSTATE 55P03)")
 	janitorRun(t, "--database-url", url, "--statement-timeout", "20ms").expect(t, cli.ExitFailed, schema.String()+": ", "(SQLSTATE 57014)")
 }
@@ -271,7 +272,7 @@ func TestStopLetsTheStatementFinish(t *testing.T) {
 	pool, url := newPool(t)
 	schema := newTenant(t, url)
 	fill(t, pool, schema, 10, expired)
-	unblock := block(t, pool, schema)
+	unblock := block(t, pool, schema, "SHARE") // the table may be read, and seen to hold rows
 	b := start(t, "--database-url", url, "--json", "--batch", "4")
 	blocked(t, pool)
 	b.stop(cli.Signalled{Signal: syscall.SIGTERM})
@@ -337,7 +338,7 @@ func TestLostConnectionIsTriedAgain(t *testing.T) {
 	pool, url := newPool(t)
 	schema := newTenant(t, url)
 	fill(t, pool, schema, 3, expired)
-	unblock := block(t, pool, schema)
+	unblock := block(t, pool, schema, "ACCESS EXCLUSIVE")
 	b := start(t, "--database-url", url)
 	pid := blocked(t, pool)
 	exec(t, pool, fmt.Sprintf("SELECT pg_catalog.pg_terminate_backend(%d)", pid))
@@ -405,7 +406,7 @@ func TestDatabaseGoesAwayMidway(t *testing.T) {
 	for range 5 {
 		newTenant(t, server.URL())
 	}
-	block(t, pool, stuck)
+	block(t, pool, stuck, "ACCESS EXCLUSIVE")
 	b := start(t, "--database-url", server.URL(), "--json", "--workers", "1")
 	blocked(t, pool)
 	if err := server.Kill(); err != nil {
@@ -426,4 +427,26 @@ func connect(t *testing.T, url string) *pgxpool.Pool {
 	}
 	t.Cleanup(pool.Close)
 	return pool
+}
+
+func TestConnectionsAreRenewed(t *testing.T) {
+	t.Parallel()
+	cfg := pgtest.NewPool(t).Config()
+	cfg.MaxConns, cfg.AfterRelease = 1, isFresh
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	uses := make(map[int32]int)
+	for range 2*maxUses + 1 {
+		var pid int32
+		if err := pool.QueryRow(t.Context(), `SELECT pg_backend_pid()`).Scan(&pid); err != nil {
+			t.Fatal(err)
+		}
+		uses[pid]++
+	}
+	if len(uses) != 3 || slices.Max(slices.Collect(maps.Values(uses))) != maxUses {
+		t.Errorf("uses of connections: %v, want %d at most of each", uses, maxUses)
+	}
 }

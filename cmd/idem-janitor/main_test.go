@@ -209,7 +209,7 @@ func (b *background) wait(t testing.TB) result {
 
 // block locks the table of a tenant, so that a purge of it waits until the returned
 // function is called.
-func block(t testing.TB, pool *pgxpool.Pool, schema tenancy.Schema) (unblock func()) {
+func block(t testing.TB, pool *pgxpool.Pool, schema tenancy.Schema, mode string) (unblock func()) {
 	t.Helper()
 	tx, err := pool.Begin(t.Context())
 	if err != nil {
@@ -217,7 +217,7 @@ func block(t testing.TB, pool *pgxpool.Pool, schema tenancy.Schema) (unblock fun
 	}
 	unblock = func() { _ = tx.Rollback(context.Background()) }
 	t.Cleanup(unblock)
-	if _, err := tx.Exec(t.Context(), `LOCK TABLE `+schema.Quoted()+`.idempotency_records`); err != nil {
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE `+schema.Quoted()+`.idempotency_records IN `+mode+` MODE`); err != nil {
 		t.Fatal(err)
 	}
 	return unblock

@@ -36,7 +36,7 @@ func TestSignals(t *testing.T) {
 	})
 
 	t.Run("SIGINT cancels the statement under way", func(t *testing.T) {
-		unblock := block(t, pool, schema)
+		unblock := block(t, pool, schema, "ACCESS EXCLUSIVE")
 		defer unblock()
 		p := launch(t, program, url, "--json")
 		blocked(t, pool)
@@ -61,7 +61,7 @@ func TestSignals(t *testing.T) {
 	})
 
 	t.Run("a second signal ends it at once", func(t *testing.T) {
-		unblock := block(t, pool, schema)
+		unblock := block(t, pool, schema, "ACCESS EXCLUSIVE")
 		defer unblock()
 		p := launch(t, program, url, "--interval", "1h")
 		blocked(t, pool)

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgidem/pgidem/idempotency"
@@ -247,6 +249,46 @@ func TestPurgeStopsWhenTold(t *testing.T) {
 	if n := count(t, pool, org); n != 900 {
 		t.Errorf("%d records left, want 900", n)
 	}
+}
+
+// deletes are the tables that statements have deleted from.
+type deletes struct {
+	*pgxpool.Pool
+	from []string
+}
+
+func (d *deletes) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	if _, table, ok := strings.Cut(sql, "DELETE FROM "); ok {
+		table, _, _ = strings.Cut(table, " ")
+		_, table, _ = strings.Cut(table, ".")
+		d.from = append(d.from, table)
+	}
+	return d.Pool.QueryRow(ctx, sql, args...)
+}
+
+// TestPurgeLeavesEmptyTablesAlone has a round over thousands of idle tenants in mind.
+func TestPurgeLeavesEmptyTablesAlone(t *testing.T) {
+	t.Parallel()
+	d := deletes{Pool: pgtest.NewPool(t)}
+	org := storetest.NewTenant(t, d.Pool)
+	purge := func(want int64, tables ...string) {
+		t.Helper()
+		d.from = nil
+		deleted, err := pgstore.Purge(t.Context(), &d, storetest.SchemaOf(t, org), pgstore.PurgeOptions{})
+		if err != nil || deleted != want || !slices.Equal(d.from, tables) {
+			t.Errorf("Purge = %d, %v, with DELETEs from %q; want %d, from %q", deleted, err, d.from, want, tables)
+		}
+	}
+	purge(0)
+	fill(t, d.Pool, org, 10, 4)
+	purge(8, "idempotency_records")
+
+	claim, store := claimRequest(org, "with a step"), storetest.NewStore(t, d.Pool)
+	mustClaim(t, store, claim, idempotency.OutcomeClaimed)
+	if _, err := store.SaveStep(t.Context(), claim.Claim, "charge", []byte("1")); err != nil {
+		t.Fatal(err)
+	}
+	purge(0, "idempotency_records", "idempotency_steps")
 }
 
 func TestPurgeRefusesNonsense(t *testing.T) {

@@ -23,6 +23,35 @@ func (q *Queries) CountExpired(ctx context.Context) (int64, error) {
 	return count, err
 }
 
+const filledTables = `-- name: FilledTables :one
+SELECT (COALESCE(pg_relation_size(to_regclass($1::text)) > 0, true) OR citus.present)::boolean AS records,
+       (COALESCE(pg_relation_size(to_regclass($2::text)) > 0, true) OR citus.present)::boolean AS steps,
+       (COALESCE(pg_relation_size(to_regclass($3::text)) > 0, true) OR citus.present)::boolean AS requests
+FROM (SELECT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'citus') AS present) AS citus
+`
+
+type FilledTablesParams struct {
+	Records  string
+	Steps    string
+	Requests string
+}
+
+type FilledTablesRow struct {
+	Records  bool
+	Steps    bool
+	Requests bool
+}
+
+// FilledTables reports which of a tenant's tables may hold rows: whose files are not of 0
+// bytes, as they are until the first row comes. Where Citus is, the rows are in other files,
+// or on other servers; of a table that is not there it is as well to be asked.
+func (q *Queries) FilledTables(ctx context.Context, arg FilledTablesParams) (FilledTablesRow, error) {
+	row := q.db.QueryRow(ctx, filledTables, arg.Records, arg.Steps, arg.Requests)
+	var i FilledTablesRow
+	err := row.Scan(&i.Records, &i.Steps, &i.Requests)
+	return i, err
+}
+
 const purgeBatch = `-- name: PurgeBatch :one
 WITH deleted AS (
     DELETE FROM /*tenant.*/idempotency_records AS d
