@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/pgidem/pgidem/idempotency/pgstore"
 	"github.com/pgidem/pgidem/tenancy"
 	"github.com/pgidem/pgidem/tenancy/move"
 	"github.com/pgidem/pgidem/tenancy/registry"
@@ -233,6 +234,43 @@ func TestMoveDiffers(t *testing.T) {
 			w.is(t, tenant, "b", registry.Active)
 		}
 	}
+}
+
+// TestMoveBesideAJanitor: a janitor of the other cluster that comes by in the middle of it
+// leaves the copy alone.
+func TestMoveBesideAJanitor(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	tenant := w.newTenant(t, "a")
+	w.exec(t, "a", `INSERT INTO `+tenant.Schema.Quoted()+`.idempotency_records (created_at, expires_at, lease_until, completed_at, token, org_id, attempt, response_status, response_kept, key, request_hash)
+		SELECT now() - interval '2 days', now() - interval '1 day', now() - interval '2 days', now() - interval '2 days', gen_random_uuid(), $1, 1, 201, true, 'expired ' || i, '\x01' FROM generate_series(1, 20) AS i`, tenant.OrgID)
+	purge := func() (deleted int64) {
+		schemas, err := pgstore.Schemas(t.Context(), w.pools["b"])
+		if err != nil {
+			t.Error(err)
+		}
+		for _, schema := range schemas {
+			n, err := pgstore.Purge(t.Context(), w.pools["b"], schema, pgstore.PurgeOptions{})
+			if deleted += n; err != nil {
+				t.Error(err)
+			}
+		}
+		return deleted
+	}
+	m := w.mover(t, move.WithProgress(func(s move.Step) {
+		if s == move.Verifying {
+			if n := purge(); n != 0 {
+				t.Errorf("%d records of the copy were deleted", n)
+			}
+		}
+	}))
+	if _, err := m.Move(t.Context(), tenant.OrgID, "b"); err != nil {
+		t.Fatal(err)
+	}
+	if n := purge(); n != 20 {
+		t.Errorf("%d records were deleted when it had arrived", n)
+	}
+	w.is(t, tenant, "b", registry.Active)
 }
 
 // TestMoveFails: what pg_dump and pg_restore say is told, and the tenant can be moved when
