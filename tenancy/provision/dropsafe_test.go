@@ -241,7 +241,13 @@ func TestProvisionNotesNoOlderVersion(t *testing.T) {
 		if step != "granted" {
 			return nil
 		}
-		return tenants.SetVersion(t.Context(), org, newer)
+		tenant, err := tenants.Tenant(t.Context(), org)
+		if err != nil {
+			return err
+		}
+		at := tenant.Placement()
+		at.Version = newer
+		return tenants.SetVersion(t.Context(), org, at)
 	}))
 	tenant, err := p.Provision(t.Context(), org)
 	if err != nil || tenant.Version != newer {

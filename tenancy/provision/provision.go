@@ -181,7 +181,7 @@ func (p *Provisioner) Provision(ctx context.Context, orgID uuid.UUID) (registry.
 	return p.ProvisionAt(ctx, orgID, tenant.Placement())
 }
 
-// ProvisionAt is Provision in the schema and cluster of at, whose Version is not used. The
+// ProvisionAt is Provision in the schema and cluster of at, whose Version is not read. The
 // error wraps registry.ErrConflict if the tenant has another.
 func (p *Provisioner) ProvisionAt(ctx context.Context, orgID uuid.UUID, at tenancy.Placement) (registry.Tenant, error) {
 	pool, err := p.pool(at.Cluster)
@@ -206,7 +206,8 @@ func (p *Provisioner) ProvisionAt(ctx context.Context, orgID uuid.UUID, at tenan
 	if err != nil {
 		return tenant, fmt.Errorf("provision: org %s: %w", orgID, err)
 	}
-	if err := p.tenants.SetVersion(ctx, orgID, version); err != nil {
+	at.Version = version
+	if err := p.tenants.SetVersion(ctx, orgID, at); err != nil {
 		return tenant, fmt.Errorf("provision: %w", err)
 	}
 	if err := p.step("version"); err != nil {
