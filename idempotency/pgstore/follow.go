@@ -17,7 +17,7 @@ import (
 // fault; a tenant whose tables are nowhere stays unknown.
 func (s *Store) follow(ctx context.Context, orgID uuid.UUID, at located, do func(located) error) error {
 	err := do(at)
-	if s.refresher == nil || !meetsNothing(err) {
+	if err == nil || s.refresher == nil || !meetsNothing(err) {
 		return err
 	}
 	place, lookErr := s.refresher.Refresh(ctx, orgID)

@@ -32,6 +32,8 @@ const (
 	drainPause = 100 * time.Millisecond
 	// lockPatience is how long another process's lock is waited for.
 	lockPatience = 3 * time.Second
+	// orphanPatience is how long server processes may take to end that were told to.
+	orphanPatience = 10 * time.Second
 )
 
 // Mover moves tenants. Make one with [New]; it is safe for concurrent use, though not for
@@ -44,7 +46,9 @@ type Mover struct {
 	settle       time.Duration
 	programs     string
 	step         func(Step)
-	looked       func() // for tests: before the locks
+
+	orphanPatience time.Duration
+	looked         func() // for tests: before the locks
 }
 
 // Step is how far a move has come.
@@ -119,7 +123,7 @@ func New(tenants *registry.Registry, clusters map[string]string, opts ...Option)
 	}
 	m := &Mover{
 		tenants: tenants, clusters: make(map[string]cluster),
-		drainTimeout: DefaultDrainTimeout, lockTimeout: DefaultLockTimeout, settle: settle,
+		drainTimeout: DefaultDrainTimeout, lockTimeout: DefaultLockTimeout, settle: settle, orphanPatience: orphanPatience,
 		step: func(Step) {}, looked: func() {},
 	}
 	for name, databaseURL := range clusters {
@@ -216,7 +220,9 @@ type Table struct {
 }
 
 // Move moves the tenant orgID to the cluster to. A move that was broken off goes on; where
-// the tenant is there already, what such a move has left elsewhere is dropped.
+// the tenant is there already, what such moves have left elsewhere is dropped: also in a
+// third cluster, where a run had ended before it dropped the fenced schema, and the tenant has
+// moved on since.
 //
 // The error wraps [ErrBusy] if the tenant could not be stopped in time; it is served again
 // where it is then. After any other error the tenant stays suspended, if it came to that:
@@ -384,14 +390,20 @@ func (t *transfer) application() string { return fmt.Sprintf("pgidem move %x", t
 // endOrphans ends what the programs that a killed process had started are still doing, so
 // that no copy comes to be later on.
 func (t *transfer) endOrphans(ctx context.Context, c cluster, conn *pgx.Conn) error {
-	for {
-		var left int
-		err := conn.QueryRow(ctx, `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = $1 AND datname = current_database()`, t.application()).Scan(&left)
+	for deadline := time.Now().Add(t.orphanPatience); ; {
+		rows, err := conn.Query(ctx, `SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1 AND datname = current_database()`, t.application())
 		if err != nil {
 			return fmt.Errorf("move: cluster %q: end pg_dump or pg_restore of an earlier run: %w", c.name, err)
 		}
-		if left == 0 {
+		left, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (pid int32, err error) { return pid, row.Scan(&pid, nil) })
+		switch {
+		case err != nil:
+			return fmt.Errorf("move: cluster %q: end pg_dump or pg_restore of an earlier run: %w", c.name, err)
+		case len(left) == 0:
 			return nil
+		case time.Now().After(deadline):
+			return fmt.Errorf("move: cluster %q: pg_dump or pg_restore of an earlier run of org %s was told to end and has not within %s: see what its server processes %v wait for, end them and move again",
+				c.name, t.tenant.OrgID, t.orphanPatience, left)
 		}
 		if err := sleep(ctx, drainPause); err != nil {
 			return err

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/pgidem/pgidem/idempotency/pgstore"
 	"github.com/pgidem/pgidem/tenancy"
@@ -293,6 +295,39 @@ func TestMoveFails(t *testing.T) {
 	w.exec(t, "b", `CREATE ROLE `+role)
 	if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err != nil {
 		t.Error(err)
+	}
+	w.is(t, tenant, "b", registry.Active)
+}
+
+// TestMoveAfterAnOrphan: what pg_dump or pg_restore of a killed run are still doing is ended,
+// and if that takes too long the error names it.
+func TestMoveAfterAnOrphan(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	tenant := w.newTenant(t, "a")
+	for _, cluster := range []string{"a", "b"} {
+		config, err := pgx.ParseConfig(w.urls[cluster])
+		if err != nil {
+			t.Fatal(err)
+		}
+		config.RuntimeParams["application_name"] = fmt.Sprintf("pgidem move %x", tenant.OrgID[:])
+		orphan, err := pgx.ConnectConfig(t.Context(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = orphan.Close(context.WithoutCancel(t.Context())) }()
+		// It has no time at all.
+		_, err = w.mover(t, move.WithOrphanPatience(-1)).Move(t.Context(), tenant.OrgID, "b")
+		if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("cluster %q: pg_dump or pg_restore of an earlier run", cluster)) || !strings.Contains(err.Error(), strconv.FormatUint(uint64(orphan.PgConn().PID()), 10)) {
+			t.Errorf("%v; want process %d of cluster %s named", err, orphan.PgConn().PID(), cluster)
+		}
+		w.is(t, tenant, "a", registry.Active)
+		if orphan.Ping(t.Context()) == nil {
+			t.Error("it was not told to end")
+		}
+	}
+	if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err != nil {
+		t.Fatal(err)
 	}
 	w.is(t, tenant, "b", registry.Active)
 }
