@@ -164,8 +164,9 @@ func (p *Provisioner) pool(cluster string) (*pgxpool.Pool, error) {
 // was cut off, and by several at once; a tenant that is active already is returned as it is.
 //
 // The error wraps [ErrState] if the tenant is suspended or being deleted, registry.ErrConflict
-// if the schema is another's, and [ErrNotPinned] if the schema exists and its tables may hold
-// records of others.
+// if the schema is another's, [ErrNotPinned] if the schema exists and its tables may hold
+// records of others, and migrations.ErrMoved if it is the empty one that a move has left of a
+// tenant that the registry does not know any more.
 func (p *Provisioner) Provision(ctx context.Context, orgID uuid.UUID) (registry.Tenant, error) {
 	tenant, err := p.tenants.Tenant(ctx, orgID)
 	if errors.Is(err, tenancy.ErrUnknownTenant) {
