@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pgidem/pgidem/internal/dependents"
 	"github.com/pgidem/pgidem/internal/moved"
 )
 
@@ -198,26 +200,9 @@ func tablesOf(ctx context.Context, q querier, schema string) ([]string, error) {
 // noDependants returns an error that lists what depends on a schema from outside, and would
 // neither go along nor survive.
 func noDependants(ctx context.Context, q querier, c cluster, schema string) error {
-	var outside string
-	err := q.QueryRow(ctx, `
-		WITH inside AS (
-			SELECT 'pg_class'::regclass AS classid, oid AS objid FROM pg_class WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1)
-			UNION ALL SELECT 'pg_type'::regclass, oid FROM pg_type WHERE typnamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1)
-			UNION ALL SELECT 'pg_proc'::regclass, oid FROM pg_proc WHERE pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1)
-			UNION ALL SELECT 'pg_operator'::regclass, oid FROM pg_operator WHERE oprnamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1)
-			UNION ALL SELECT 'pg_collation'::regclass, oid FROM pg_collation WHERE collnamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1)
-			UNION ALL SELECT 'pg_constraint'::regclass, oid FROM pg_constraint WHERE connamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1)
-			UNION ALL SELECT 'pg_namespace'::regclass, oid FROM pg_namespace WHERE nspname = $1
-		)
-		SELECT coalesce(string_agg(DISTINCT o.type || ' ' || o.identity, ', ' ORDER BY o.type || ' ' || o.identity), '')
-		FROM inside AS i
-		JOIN pg_depend AS d ON d.refclassid = i.classid AND d.refobjid = i.objid AND d.deptype <> 'i'
-		CROSS JOIN LATERAL pg_identify_object_as_address(d.classid, d.objid, d.objsubid) AS a
-		CROSS JOIN LATERAL pg_identify_object(d.classid, d.objid, d.objsubid) AS o
-		WHERE a.object_names[1] <> $1 AND NOT starts_with(a.object_names[1], $1 || '.') AND NOT starts_with(a.object_names[1], quote_ident($1) || '.')
-			AND a.object_names[1] <> 'pg_toast' AND o.type <> 'default acl'`, schema).Scan(&outside)
-	if err == nil && outside != "" {
-		err = fmt.Errorf("others depend on it: %s; take these away first", outside)
+	outside, _, err := dependents.Of(ctx, q, schema)
+	if err == nil && len(outside) > 0 {
+		err = fmt.Errorf("others depend on it: %s; take these away first", strings.Join(outside, ", "))
 	}
 	if err != nil {
 		return fmt.Errorf("move: cluster %q: schema %s: %w", c.name, schema, err)

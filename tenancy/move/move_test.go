@@ -361,9 +361,14 @@ func TestMoveSpoiled(t *testing.T) {
 		`CREATE VIEW %[2]s.v AS SELECT * FROM %[1]s.payments`:             "v",
 		`CREATE TABLE %[2]s.t (account bigint REFERENCES %[1]s.accounts)`: "t",
 		`CREATE TABLE %[1]s.parts (a int) PARTITION BY LIST (a); CREATE TABLE %[2]s.t PARTITION OF %[1]s.parts FOR VALUES IN (1); INSERT INTO %[1]s.parts VALUES (1)`: "t",
-		`CREATE TABLE %[2]s.t () INHERITS (%[1]s.accounts)`: "t",
-		`CREATE TABLE %[2]s.t (a %[1]s.currency)`:           "t",
-		`CREATE TABLE %[2]s.t (name text); CREATE TRIGGER stamp BEFORE INSERT ON %[2]s.t FOR EACH ROW EXECUTE FUNCTION %[1]s.stamp()`: "t",
+		`CREATE TABLE %[2]s.t () INHERITS (%[1]s.accounts)`:                                                                                   "t",
+		`CREATE TABLE %[2]s.t (a %[1]s.currency)`:                                                                                             "t",
+		`CREATE COLLATION %[1]s.c FROM "C"; CREATE TABLE %[2]s.t (a text COLLATE %[1]s.c)`:                                                    "t",
+		`CREATE OPERATOR %[1]s.=== (LEFTARG = int, RIGHTARG = int, FUNCTION = int4eq); CREATE VIEW %[2]s.v AS SELECT 1 OPERATOR(%[1]s.===) 2`: "v",
+		`CREATE STATISTICS %[2]s.s ON id, name FROM %[1]s.accounts`:                                                                           "s",
+		`CREATE TABLE %[2]s.t (a bigint DEFAULT nextval('%[1]s.accounts_id_seq'))`:                                                            "t",
+		`CREATE TABLE %[2]s.t (a int); CREATE POLICY p ON %[2]s.t USING (a IN (SELECT id FROM %[1]s.accounts))`:                               "t",
+		`CREATE TABLE %[2]s.t (name text); CREATE TRIGGER stamp BEFORE INSERT ON %[2]s.t FOR EACH ROW EXECUTE FUNCTION %[1]s.stamp()`:         "t",
 	} {
 		tenant := w.newTenant(t, "a")
 		other := fmt.Sprintf("other_%x", tenant.OrgID[:4])
@@ -376,6 +381,47 @@ func TestMoveSpoiled(t *testing.T) {
 			t.Errorf("%s: %+v, %v", spoil, got, err)
 		}
 	}
+}
+
+// TestMoveWithAll: what is rare in a schema goes along, and casts and extensions would not.
+func TestMoveWithAll(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	tenant := w.newTenant(t, "a")
+	s := tenant.Schema.Quoted()
+	for spoil, mend := range map[string]string{
+		`CREATE CAST (text AS %s.currency) WITH INOUT`: `DROP CAST (text AS %s.currency)`,
+		`CREATE EXTENSION citext SCHEMA %s`:            `DROP EXTENSION citext; SELECT '%s'`,
+	} {
+		if _, err := w.pools["a"].Exec(t.Context(), fmt.Sprintf(spoil, s)); err != nil {
+			t.Logf("%s: %v", spoil, err) // the server may lack the extension
+			continue
+		}
+		if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err == nil || !strings.Contains(err.Error(), "others depend on it: ") {
+			t.Errorf("%s: %v", spoil, err)
+		}
+		w.exec(t, "a", fmt.Sprintf(mend, s))
+	}
+	w.exec(t, "a", fmt.Sprintf(`
+		CREATE COLLATION %[1]s.c FROM "C";
+		CREATE TABLE %[1]s.collated (a text COLLATE %[1]s.c);
+		CREATE OPERATOR %[1]s.=== (LEFTARG = int, RIGHTARG = int, FUNCTION = int4eq);
+		CREATE OPERATOR FAMILY %[1]s.f USING hash;
+		CREATE OPERATOR CLASS %[1]s.o FOR TYPE int USING hash FAMILY %[1]s.f AS OPERATOR 1 %[1]s.===, FUNCTION 1 hashint4(int);
+		CREATE INDEX ON %[1]s.accounts USING hash ((id::int) %[1]s.o);
+		CREATE TEXT SEARCH CONFIGURATION %[1]s.search (COPY = pg_catalog.simple);
+		CREATE STATISTICS %[1]s.s ON id, name FROM %[1]s.accounts;
+		CREATE DOMAIN %[1]s.d AS int CHECK (VALUE > 0);
+		CREATE MATERIALIZED VIEW %[1]s.m AS SELECT * FROM %[1]s.totals;
+		CREATE TABLE %[1]s.parts (a int PRIMARY KEY, long text) PARTITION BY LIST (a);
+		CREATE TABLE %[1]s.part PARTITION OF %[1]s.parts DEFAULT;
+		ALTER TABLE %[1]s.accounts ENABLE ROW LEVEL SECURITY;
+		CREATE POLICY p ON %[1]s.accounts USING (id IN (SELECT account FROM %[1]s.payments));
+		ALTER DEFAULT PRIVILEGES IN SCHEMA %[1]s GRANT SELECT ON TABLES TO `+role, s))
+	if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err != nil {
+		t.Fatal(err)
+	}
+	w.is(t, tenant, "b", registry.Active)
 }
 
 // TestMoveWhoseSwitchWasLost: the registry comes back without the last of its commits. The

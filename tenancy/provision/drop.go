@@ -145,7 +145,7 @@ func (p *Provisioner) look(ctx context.Context, pool *pgxpool.Pool, schema tenan
 	for try := 1; ; try++ {
 		if tables, err = pins(ctx, pool, schema); err == nil {
 			if objects, err = contents(ctx, pool, schema); err == nil {
-				outside, err = dependents(ctx, pool, schema)
+				outside, err = whatKeeps(ctx, pool, schema)
 			}
 		}
 		// internal_error: what the query met in the catalog was gone when it asked for more.
