@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgidem/pgidem/idempotency/pgstore"
+	"github.com/pgidem/pgidem/internal/moved"
 	"github.com/pgidem/pgidem/tenancy"
 	"github.com/pgidem/pgidem/tenancy/move"
 	"github.com/pgidem/pgidem/tenancy/registry"
@@ -96,6 +97,17 @@ func TestMoveRefuses(t *testing.T) {
 		t.Errorf("two names for one database: %v", err)
 	}
 	w.is(t, tenant, "a", registry.Active)
+	odd := uuid.New()
+	schema, err := tenancy.ParseSchema(moved.Fence(odd))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.tenants.Add(t.Context(), registry.Tenant{OrgID: odd, Schema: schema, Cluster: "a", State: registry.Active}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Move(t.Context(), odd, "b"); err == nil || !strings.Contains(err.Error(), "kept for what is being moved") {
+		t.Errorf("a schema of a name that is kept: %v", err)
+	}
 	for name, url := range map[string]string{"no URL": "host=localhost password=secret", "nonsense": "postgres://u:secret@host:port/db"} {
 		if _, err := move.New(w.tenants, map[string]string{"a": url}); err == nil || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%s: %v", name, err)

@@ -185,6 +185,36 @@ func TestMoveBesideMigrations(t *testing.T) {
 	w.is(t, tenant, "b", registry.Active)
 }
 
+// TestMoveWithoutATombstone: a move that a version of before tombstones has begun, or whose
+// tombstone somebody has dropped, goes on with one.
+func TestMoveWithoutATombstone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, at := range []move.Step{move.Copying, move.Switching} {
+		tenant := w.newTenant(t, "a")
+		ctx, cancel := context.WithCancel(t.Context())
+		_, err := w.mover(t, move.WithProgress(func(s move.Step) {
+			if s == at {
+				cancel()
+			}
+		})).Move(ctx, tenant.OrgID, "b")
+		if err == nil {
+			t.Fatal("it was not broken off")
+		}
+		w.exec(t, "a", `DROP SCHEMA `+tenant.Schema.Quoted()+` CASCADE`)
+		m := w.mover(t, move.WithProgress(func(s move.Step) {
+			if s == move.Copying || s == move.Dropping {
+				w.refuses(t, tenant, "a", "b")
+			}
+		}))
+		if _, err := m.Move(t.Context(), tenant.OrgID, "b"); err != nil {
+			t.Fatal(err)
+		}
+		w.refuses(t, tenant, "a", "b")
+		w.is(t, tenant, "b", registry.Active)
+	}
+}
+
 // TestMoveOntoAnothersTombstone: a name that another tenant had is not free.
 func TestMoveOntoAnothersTombstone(t *testing.T) {
 	t.Parallel()
