@@ -57,10 +57,11 @@ func WithForeign() DropOption { return func(d *dropping) { d.foreign = true } }
 //
 // A tenant that is not registered is gone: the error wraps tenancy.ErrUnknownTenant. The error
 // wraps [ErrNotConfirmed]; [ErrState] for a tenant that is active, or was moved meanwhile, or
-// is elsewhere by what a move has left; [ErrNotPinned] if tables in the schema are another tenant's; it is a [*ForeignError] if there
-// is something in the schema that is not this library's and WithForeign was not given, and a
-// [*DependentError] if something elsewhere depends on what is in it; nothing has been dropped
-// then. It wraps [ErrBusy] if others hold a table for too long.
+// is elsewhere by what a move has left; [ErrNotPinned] if tables in the schema are another
+// tenant's; it is a [*ForeignError] if there is something in the schema that is not this
+// library's and WithForeign was not given, and a [*DependentError] if something elsewhere
+// depends on what is in it; nothing has been dropped then. It wraps [ErrBusy] if others hold a
+// table for too long.
 func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string, opts ...DropOption) error {
 	var d dropping
 	for _, opt := range opts {
