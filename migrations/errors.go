@@ -2,9 +2,13 @@ package migrations
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgidem/pgidem/internal/moved"
+	"github.com/pgidem/pgidem/tenancy"
 )
 
 var (
@@ -17,6 +21,13 @@ var (
 	// the tenant was dropped in between, and its schema is not made anew.
 	ErrAbsent = errors.New("the schema is missing or empty")
 
+	// ErrMoved is in the error of a tenant that is not in this database any more, or about to
+	// leave it: package move has taken it to another cluster, which the error names, and has
+	// left a schema of its name that holds nothing. Migrate it there: the registry says where
+	// it is. Where no registry knows it any more, drop that schema by hand, to make a new
+	// tenant of the name.
+	ErrMoved = errors.New("the tenant was moved")
+
 	// ErrNotPinned is in the error of a tenant with a Target.OrgID that a migration would leave
 	// with tables that take rows of other tenants as well, and was rolled back for.
 	ErrNotPinned = errors.New("tables are not pinned to the tenant")
@@ -24,6 +35,16 @@ var (
 	// ErrFailed is returned by [All] if it came to the end and a tenant failed.
 	ErrFailed = errors.New("not all tenants were migrated")
 )
+
+// ifMoved returns the error of a schema with that comment, if it is one that a move has left.
+func ifMoved(schema tenancy.Schema, comment string) error {
+	tombstone, ok := moved.Parse(comment)
+	if !ok {
+		return nil
+	}
+	return fmt.Errorf("%w: org %s went to cluster %q, or is on its way, and is to be migrated there: ask the registry where it is; if no registry knows it, drop the schema, which holds nothing: DROP SCHEMA %s CASCADE",
+		ErrMoved, tombstone.OrgID, tombstone.Cluster, schema)
+}
 
 // errHeld is how a worker finds a schema that another run has in its hands.
 var errHeld = errors.New("another run holds the schema")

@@ -144,6 +144,9 @@ func (r *runner) advance(ctx context.Context, conn *pgx.Conn, result *Result) (d
 		return false, err
 	}
 	if !now.table {
+		if err := ifMoved(result.Schema, now.comment); err != nil {
+			return false, err
+		}
 		if r.existingOnly || result.before.table || result.before.exists && !now.exists {
 			return false, ErrAbsent
 		}
@@ -252,7 +255,7 @@ func (r *runner) enter(ctx context.Context, conn *pgx.Conn, target Target) (stat
 		SET LOCAL lock_timeout = %d;
 		SET LOCAL statement_timeout = %d;
 		SELECT %s;
-		SELECT n.oid IS NOT NULL, c.oid IS NOT NULL
+		SELECT n.oid IS NOT NULL, c.oid IS NOT NULL, coalesce(pg_catalog.obj_description(n.oid, 'pg_namespace'), '')
 		FROM (VALUES ('%s'::name)) AS v (name)
 		LEFT JOIN pg_catalog.pg_namespace AS n ON n.nspname = v.name
 		LEFT JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = '%s' AND c.relkind = 'r'`,
@@ -263,7 +266,7 @@ func (r *runner) enter(ctx context.Context, conn *pgx.Conn, target Target) (stat
 	if tables[4][0][0] != "t" {
 		return state{}, errHeld
 	}
-	now := state{exists: tables[5][0][0] == "t", table: tables[5][0][1] == "t"}
+	now := state{exists: tables[5][0][0] == "t", table: tables[5][0][1] == "t", comment: tables[5][0][2]}
 	if !now.table {
 		return now, nil
 	}

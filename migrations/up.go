@@ -64,7 +64,8 @@ const lockWaitSeconds = 300
 //
 // Each migration is a transaction, so one that fails leaves nothing behind. A
 // schema that fails does not keep the others from being migrated; the errors are
-// joined and each names its schema. Up stops when ctx ends.
+// joined and each names its schema. Up stops when ctx ends. The error of a tenant that was
+// moved to another cluster wraps [ErrMoved].
 func Up(ctx context.Context, databaseURL string, schemas ...tenancy.Schema) error {
 	if len(schemas) == 0 {
 		return errors.New("migrations: no schema given; name the tenants' schemas to migrate")
@@ -99,9 +100,13 @@ func up(ctx context.Context, cfg *pgx.ConnConfig, schema tenancy.Schema, migrati
 	if err := createSchema(ctx, conn, schema); err != nil {
 		return err
 	}
+	if err := checkMoved(ctx, conn, schema); err != nil {
+		return err
+	}
 	if err := checkSearchPath(ctx, conn, schema); err != nil {
 		return err
 	}
+	// From here on a move is noticed by what it leaves in the way of the table of versions.
 	if err := createVersions(ctx, conn, schema, migrations.versions); err != nil {
 		return err
 	}
@@ -146,6 +151,16 @@ func createSchema(ctx context.Context, conn *sql.DB, schema tenancy.Schema) erro
 		return nil // unique_violation in the catalog: another runner made it at the same moment
 	}
 	return err
+}
+
+// checkMoved refuses the schema that a move has left.
+func checkMoved(ctx context.Context, conn *sql.DB, schema tenancy.Schema) error {
+	var comment string
+	err := conn.QueryRowContext(ctx, `SELECT coalesce(pg_catalog.obj_description(oid, 'pg_namespace'), '') FROM pg_catalog.pg_namespace WHERE nspname = $1`, schema.String()).Scan(&comment)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil // dropped by somebody, which comes out in a moment
+	}
+	return errors.Join(err, ifMoved(schema, comment))
 }
 
 // createVersions makes goose's table of versions if it is missing, under the lock. Goose would

@@ -14,6 +14,7 @@ import (
 // state is how far a schema is.
 type state struct {
 	exists  bool
+	comment string  // of the schema
 	table   bool    // the version table is there
 	applied []int64 // what is in it
 	unknown bool    // it could not be read along with others

@@ -12,6 +12,10 @@ import (
 // DefaultPrefix is the prefix of [PerOrg] when none is given.
 const DefaultPrefix = "tenant_"
 
+// movingPrefix is that of schemas that are out of use while package move copies them; what
+// visits all schemas passes over them.
+const movingPrefix = "moving_"
+
 // Directory finds the schema of a tenant. It is asked once for each request, so
 // an implementation that looks tenants up should cache.
 //
@@ -30,14 +34,17 @@ type Directory interface {
 // out by the store.
 //
 // The prefix defaults to [DefaultPrefix]. It must leave room for the digits: at
-// most 31 bytes, of the letters that [ParseSchema] allows. Errors wrap
-// [ErrInvalidSchema].
+// most 31 bytes, of the letters that [ParseSchema] allows, and not be "moving_". Errors
+// wrap [ErrInvalidSchema].
 //
 // The tables of a schema whose name ends in the 32 digits of a UUID carry a
 // CHECK constraint that pins them to that org_id; package migrations adds it.
 func PerOrg(prefix string) (Directory, error) {
 	if prefix == "" {
 		prefix = DefaultPrefix
+	}
+	if prefix == movingPrefix {
+		return nil, fmt.Errorf("%w: prefix %q is that of tenants on their way to another cluster (package move)", ErrInvalidSchema, prefix)
 	}
 	// The digits are always of the permitted letters and of one length, so a
 	// prefix that is right for one org_id is right for all.

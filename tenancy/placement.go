@@ -26,3 +26,16 @@ type Placer interface {
 	Directory
 	Place(ctx context.Context, orgID uuid.UUID) (Placement, error)
 }
+
+// Refresher is a [Placer] that keeps what it has looked up, and can look anew where a
+// placement has turned out to be wrong: the tenant's tables are not there, say, because it was
+// moved and this process has not heard of it yet.
+//
+// Refresh returns what Place does, with errors likewise, but not from what was read before
+// somebody found it wrong. Where that was a moment ago it need not look again: callers may call
+// it at each request of a tenant whose tables are nowhere, and the implementation bounds what
+// that costs, to a look in a second for a tenant say.
+type Refresher interface {
+	Placer
+	Refresh(ctx context.Context, orgID uuid.UUID) (Placement, error)
+}

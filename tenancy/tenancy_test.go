@@ -101,7 +101,7 @@ func TestPerOrg(t *testing.T) {
 			t.Errorf("prefix %q: nil UUID: %v", prefix, err)
 		}
 	}
-	for _, prefix := range []string{strings.Repeat("p", 32), "Tenant_", "1", "pg_", "a-", `a"`} {
+	for _, prefix := range []string{strings.Repeat("p", 32), "Tenant_", "1", "pg_", "a-", `a"`, "moving_"} {
 		if _, err := tenancy.PerOrg(prefix); !errors.Is(err, tenancy.ErrInvalidSchema) {
 			t.Errorf("prefix %q: %v; want ErrInvalidSchema", prefix, err)
 		}

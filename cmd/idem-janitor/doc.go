@@ -6,7 +6,8 @@
 //	DATABASE_URL=postgres://janitor@db/app idem-janitor --interval 1h --max-duration 10m
 //
 // It asks the catalog which schemas hold a table of records, or takes those of
-// --schema, and visits them in random order. What it deletes has expired and is
+// --schema, and visits them in random order. Those of tenants that are being moved to
+// another cluster (moving_...) it passes over. What it deletes has expired and is
 // not leased; it may run beside the service, and beside other janitors. See
 // idem-janitor --help for its flags, the environment variables behind them, and
 // its exit codes.

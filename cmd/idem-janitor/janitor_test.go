@@ -170,6 +170,20 @@ func TestSchemaFlag(t *testing.T) {
 		expect(t, cli.ExitFailed, "tenant_nobody: ", "unknown tenant", "2 tenants, 2 records deleted", "1 failed")
 }
 
+// TestTenantOnItsWay: a schema that is being moved to another cluster is passed over.
+func TestTenantOnItsWay(t *testing.T) {
+	t.Parallel()
+	pool, url := newPool(t)
+	schema := newTenant(t, url)
+	fill(t, pool, schema, 3, expired)
+	fenced := "moving_0b8f0f4e4a534fc19a0f0a7c1e1d6a11"
+	exec(t, pool, `ALTER SCHEMA `+schema.Quoted()+` RENAME TO `+fenced)
+	janitorRun(t, "--database-url", url).expect(t, cli.ExitOK, "no tenants: ")
+	janitorRun(t, "--database-url", url, "--schema", fenced).expect(t, cli.ExitFailed, "on its way to another cluster", "1 failed")
+	exec(t, pool, `ALTER SCHEMA `+fenced+` RENAME TO `+schema.Quoted())
+	janitorRun(t, "--database-url", url).expect(t, cli.ExitOK, "1 tenant, 3 records deleted")
+}
+
 func TestNoTenants(t *testing.T) {
 	t.Parallel()
 	pool, url := newPool(t)

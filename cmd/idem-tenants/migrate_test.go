@@ -53,6 +53,15 @@ func (f fixture) version(t testing.TB, schema tenancy.Schema) (version int64) {
 	return version
 }
 
+func (f fixture) setVersion(t testing.TB, tenant registry.Tenant, version int64) {
+	t.Helper()
+	at := tenant.Placement()
+	at.Version = version
+	if err := f.tenants.SetVersion(t.Context(), tenant.OrgID, at); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (f fixture) exists(t testing.TB, schema tenancy.Schema) (exists bool) {
 	t.Helper()
 	if err := f.pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)`, schema.String()).Scan(&exists); err != nil {
@@ -330,18 +339,12 @@ func TestStatus(t *testing.T) {
 	latest := migrations.Latest()
 	sound, old, absent, drifted, newer := f.tenant(t), f.behind(t), f.register(t, registry.Active), f.tenant(t), f.tenant(t)
 	f.run(t, "status", "--schema", sound.Schema.String()).expect(t, cli.ExitOK, "tenants           1", "up to date        1")
-	if err := f.tenants.SetVersion(t.Context(), sound.OrgID, latest-2); err != nil {
-		t.Fatal(err)
-	}
+	f.setVersion(t, sound, latest-2)
 	f.run(t, "status", "--cluster=").expect(t, exitDisorder, sound.Schema.String()+": up to date, at 5 (3 in the registry; migrate notes it)")
-	if err := f.tenants.SetVersion(t.Context(), sound.OrgID, latest); err != nil {
-		t.Fatal(err)
-	}
+	f.setVersion(t, sound, latest)
 	f.exec(t, `ALTER TABLE `+drifted.Schema.Quoted()+`.idempotency_records ALTER COLUMN attempt DROP NOT NULL`)
 	f.exec(t, `INSERT INTO `+newer.Schema.Quoted()+`.`+migrations.VersionTable+` (version_id, is_applied) VALUES (99, true)`)
-	if err := f.tenants.SetVersion(t.Context(), old.OrgID, 2); err != nil {
-		t.Fatal(err)
-	}
+	f.setVersion(t, old, 2)
 
 	r := f.run(t, "status").expect(t, exitDisorder, "behind            1", "absent            1", "newer             1", "drifted           1",
 		old.Schema.String()+": behind, at 4 (2 in the registry", absent.Schema.String()+": absent", newer.Schema.String()+": newer, at 99",

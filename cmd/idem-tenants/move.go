@@ -30,7 +30,10 @@ func (a *app) moveVerb() *cobra.Command {
 		Long: `idem-tenants move suspends a tenant, waits until nothing of it is in progress, copies its
 schema to another cluster by pg_dump and pg_restore, with the service's own tables in it,
 compares the copy, has the tenant served there, and drops the schema where it was. Its
-requests are refused with 403 meanwhile.
+requests are refused meanwhile, with 403, or 503 by a process that has not heard of it yet.
+
+Where the tenant was it leaves an empty schema that says where it went, and keeps everybody
+from making its tables there anew. That goes when the tenant comes back or is dropped.
 
 A move that was cut off, or failed, leaves the tenant suspended: run it again, and it goes
 on, or take it back with --cancel. A tenant that could not be stopped in time is served

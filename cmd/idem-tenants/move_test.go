@@ -54,10 +54,15 @@ func TestMove(t *testing.T) {
 	if got := f.state(t, tenant.OrgID); got != registry.Suspended {
 		t.Errorf("it is %s while it is being moved", got)
 	}
+	gone := []string{org + ` went to cluster "eu-2"`, "drop the schema"}
+	f.run(t, "migrate", "--schema", tenant.Schema.String()).expect(t, cli.ExitFailed, gone...)
+	f.run(t, "migrate", "--all-schemas").expect(t, cli.ExitOK, "tenants           0")
 	f.run(t, "move", org, "--cancel", other).expect(t, cli.ExitOK, "active")
+	f.run(t, "migrate", "--schema", tenant.Schema.String()).expect(t, cli.ExitOK, "up to date        1")
 
 	f.run(t, "move", org, "--to", "eu-2", "--yes", other).expect(t, cli.ExitOK, "moved from the nameless cluster to cluster eu-2", "and active", "copy\nverify\nswitch\ndrop\n")
 	f.run(t, "move", org, "--to", "eu-2", "--yes", other).expect(t, cli.ExitOK, "is in cluster eu-2")
+	f.run(t, "migrate", "--schema", tenant.Schema.String()).expect(t, cli.ExitFailed, gone...)
 	back := object[moveJSON](t, f.run(t, "move", org, "--to", "", "--yes", "--json", other).expect(t, cli.ExitOK))
 	if back.OrgID != tenant.OrgID || back.From != "eu-2" || back.Cluster != "" || back.State != registry.Active || back.MovingTo != nil || back.Seconds <= 0 {
 		t.Errorf("%+v", back)

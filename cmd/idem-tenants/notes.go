@@ -56,7 +56,9 @@ func (n *notes) take(m migrated) {
 func (n *notes) write(ctx context.Context, m migrated) {
 	ctx, cancel := context.WithTimeout(ctx, noteTimeout)
 	defer cancel()
-	err := n.tenants.SetVersion(ctx, m.target.OrgID, m.To)
+	at := m.target.tenant.Placement()
+	at.Version = m.To
+	err := n.tenants.SetVersion(ctx, m.target.OrgID, at)
 	if err == nil || errors.Is(err, tenancy.ErrUnknownTenant) { // who was dropped meanwhile needs no note
 		return
 	}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/idempotency/pgstore"
+	"github.com/pgidem/pgidem/internal/moved"
 	"github.com/pgidem/pgidem/internal/pgtest"
 	"github.com/pgidem/pgidem/internal/storetest"
 	"github.com/pgidem/pgidem/tenancy"
@@ -804,6 +805,24 @@ func TestCompleterLeavesOthersAlone(t *testing.T) {
 	if n := attempts(t, pool, other); n != 0 || !strings.Contains(log.String(), "no Require took the request") {
 		t.Errorf("another service's: %d attempts, and it says %s", n, log.String())
 	}
+}
+
+// TestCompleterLeavesMovedAlone: a schema that is being moved is not looked into.
+func TestCompleterLeavesMovedAlone(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	org := storetest.NewTenant(t, pool)
+	c := newClinic(t, pool, modes["lease"], func(http.ResponseWriter, *http.Request) {})
+	c.interrupt(t, org, "key")
+	schema := storetest.SchemaOf(t, org).Quoted()
+	if _, err := pool.Exec(t.Context(), `ALTER SCHEMA `+schema+` RENAME TO `+moved.Fence(org)); err != nil {
+		t.Fatal(err)
+	}
+	wantPass(t, c.completer(t), pgstore.CompleterResult{})
+	if _, err := pool.Exec(t.Context(), `ALTER SCHEMA `+moved.Fence(org)+` RENAME TO `+schema); err != nil {
+		t.Fatal(err)
+	}
+	wantPass(t, c.completer(t), pgstore.CompleterResult{Completed: 1})
 }
 
 // TestCompleterOfOneTenantOfASchema: where tenants share a schema, those that the directory

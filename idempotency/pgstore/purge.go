@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgidem/pgidem/internal/db"
+	"github.com/pgidem/pgidem/internal/moved"
 	"github.com/pgidem/pgidem/tenancy"
 )
 
@@ -59,10 +60,14 @@ type PurgeOptions struct {
 // again at that moment is never deleted, and no claim waits for longer than one
 // statement takes. When ctx ends, Purge stops after the statement under way and
 // returns ctx's error. A schema without the table of records gives an error that wraps
-// [tenancy.ErrUnknownTenant].
+// [tenancy.ErrUnknownTenant]. One with the name that package move gives to those that it
+// copies is refused: the copy is compared with what was copied.
 func Purge(ctx context.Context, q Querier, schema tenancy.Schema, opts PurgeOptions) (deleted int64, err error) {
 	if opts.Batch < 0 || opts.Batch > 1_000_000 {
 		return 0, fmt.Errorf("pgstore: purge: a batch of %d records; give 1 to 1000000", opts.Batch)
+	}
+	if moved.IsFence(schema.String()) {
+		return 0, fmt.Errorf("pgstore: purge: schema %s is that of a tenant on its way to another cluster; purge it when it has arrived", schema)
 	}
 	if opts.Batch == 0 {
 		opts.Batch = DefaultPurgeBatch
@@ -150,7 +155,8 @@ func CountExpired(ctx context.Context, q Querier, schema tenancy.Schema) (int64,
 	return n, nil
 }
 
-// Schemas returns the schemas of a database that hold a table of records, by name.
+// Schemas returns the schemas of a database that hold a table of records, by name, but for
+// those of tenants that are being moved to another cluster.
 // A schema that cannot be a tenant's, by the rules of [tenancy.ParseSchema], is
 // returned in the error, beside the others.
 func Schemas(ctx context.Context, q Querier) (schemas []tenancy.Schema, err error) {
@@ -160,6 +166,9 @@ func Schemas(ctx context.Context, q Querier) (schemas []tenancy.Schema, err erro
 	}
 	var unfit []error
 	for _, name := range names {
+		if moved.IsFence(name) {
+			continue
+		}
 		schema, err := tenancy.ParseSchema(name)
 		if err != nil {
 			unfit = append(unfit, fmt.Errorf("pgstore: a table of records lies where no tenant can be: %w", err))

@@ -16,6 +16,7 @@ import (
 
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/idempotency/pgstore"
+	"github.com/pgidem/pgidem/internal/moved"
 	"github.com/pgidem/pgidem/internal/pgtest"
 	"github.com/pgidem/pgidem/internal/storetest"
 	"github.com/pgidem/pgidem/tenancy"
@@ -319,6 +320,7 @@ func TestSchemas(t *testing.T) {
 		t.Fatalf("Schemas of an empty database = %v, %v", schemas, err)
 	}
 	a, b := storetest.NewSchema(t, pool, "b_tenant"), storetest.NewSchema(t, pool, "a_tenant")
+	fenced := storetest.NewSchema(t, pool, moved.Fence(uuid.New()))
 	if _, err := pool.Exec(t.Context(), `CREATE SCHEMA empty; CREATE SCHEMA "Odd"; CREATE TABLE "Odd".idempotency_records (lease_until timestamptz);
 		CREATE SCHEMA another; CREATE TABLE another.idempotency_records (id bigint); -- another application's
 		CREATE SCHEMA view; CREATE VIEW view.idempotency_records AS SELECT now() AS lease_until`); err != nil {
@@ -327,5 +329,8 @@ func TestSchemas(t *testing.T) {
 	schemas, err := pgstore.Schemas(t.Context(), pool)
 	if !slices.Equal(schemas, []tenancy.Schema{b, a}) || !errors.Is(err, tenancy.ErrInvalidSchema) {
 		t.Errorf("Schemas = %v, %v; want the two tenants by name, and the odd one in the error", schemas, err)
+	}
+	if _, err := pgstore.Purge(t.Context(), pool, fenced, pgstore.PurgeOptions{}); err == nil || !strings.Contains(err.Error(), "on its way to another cluster") {
+		t.Errorf("Purge of a schema that is being moved: %v", err)
 	}
 }

@@ -51,6 +51,11 @@ func (c Clusters) byCluster() map[string]*Pools { return c }
 // with an error that wraps [idempotency.ErrStoreRefused]; where it is newer they are not. The
 // claims of a tenant that is suspended are refused with [tenancy.ErrSuspendedTenant], while
 // attempts that had begun before store their outcomes, if the dir is a Placer.
+//
+// One that is a [tenancy.Refresher] is asked to look anew for a tenant whose tables are not
+// where it said: a tenant that was moved is served where it is, and claims of one that is on
+// its way are refused for the time being ([idempotency.ErrStoreRefused], which is a 503),
+// while outcomes are stored as soon as it has arrived, if that is within WithStoreTimeout.
 func NewRouted(router Router, dir tenancy.Directory, opts ...Option) (*Store, error) {
 	switch {
 	case router == nil || len(router.byCluster()) == 0:
@@ -60,6 +65,7 @@ func NewRouted(router Router, dir tenancy.Directory, opts ...Option) (*Store, er
 	}
 	s := &Store{dir: dir, servers: make(map[string]*server), seen: newSeenKeys(), logger: slog.Default()}
 	s.placer, _ = dir.(tenancy.Placer)
+	s.refresher, _ = dir.(tenancy.Refresher)
 	for cluster, pools := range router.byCluster() {
 		if pools == nil || len(pools.pools) == 0 || slices.Contains(pools.pools, nil) {
 			return nil, fmt.Errorf("pgstore: cluster %q has no pools; make them with NewPools", cluster)
@@ -148,6 +154,7 @@ type located struct {
 	server *server
 	home   *home
 	tenant db.Tenant
+	begun  bool // for what has begun before
 }
 
 // neededVersion is the number of the newest migration that this package's statements need.
@@ -156,6 +163,10 @@ const neededVersion = 5
 // locate finds a tenant for what begins.
 func (s *Store) locate(ctx context.Context, orgID uuid.UUID) (located, error) {
 	placement, err := s.placement(ctx, orgID)
+	return s.admit(orgID, placement, err)
+}
+
+func (s *Store) admit(orgID uuid.UUID, placement tenancy.Placement, err error) (located, error) {
 	if err != nil {
 		return located{}, err
 	}
@@ -170,10 +181,16 @@ func (s *Store) locate(ctx context.Context, orgID uuid.UUID) (located, error) {
 // the tenant was suspended since.
 func (s *Store) locateBegun(ctx context.Context, orgID uuid.UUID) (located, error) {
 	placement, err := s.placement(ctx, orgID)
+	return s.admitBegun(orgID, placement, err)
+}
+
+func (s *Store) admitBegun(orgID uuid.UUID, placement tenancy.Placement, err error) (at located, _ error) {
 	if err != nil && (!errors.Is(err, tenancy.ErrSuspendedTenant) || placement.Schema.IsZero()) {
 		return located{}, err
 	}
-	return s.at(orgID, placement)
+	at, err = s.at(orgID, placement)
+	at.begun = true
+	return at, err
 }
 
 func (s *Store) placement(ctx context.Context, orgID uuid.UUID) (p tenancy.Placement, err error) {

@@ -17,7 +17,10 @@ func (s *Store) LoadStep(ctx context.Context, c idempotency.Claim, name string) 
 	if err != nil {
 		return nil, false, err
 	}
-	result, err = db.New(at.tenant).LoadStep(ctx, db.LoadStepParams{Name: name, OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)})
+	err = s.follow(ctx, c.OrgID, at, func(at located) (err error) {
+		result, err = db.New(at.tenant).LoadStep(ctx, db.LoadStepParams{Name: name, OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)})
+		return err
+	})
 	return result, result != nil, lostOr("load a step", c.OrgID, asOutdated(err))
 }
 
@@ -28,8 +31,11 @@ func (s *Store) SaveStep(ctx context.Context, c idempotency.Claim, name string, 
 	if err != nil {
 		return nil, err
 	}
-	stored, err = db.New(at.tenant).SaveStep(ctx, db.SaveStepParams{
-		Name: name, Result: result, OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token),
+	err = s.follow(ctx, c.OrgID, at, func(at located) (err error) {
+		stored, err = db.New(at.tenant).SaveStep(ctx, db.SaveStepParams{
+			Name: name, Result: result, OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token),
+		})
+		return err
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return storedFirst(ctx, s, c, name)

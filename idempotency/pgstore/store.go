@@ -28,10 +28,12 @@ import (
 // the directory does not know, or whose schema does not hold the tables.
 type Store struct {
 	dir     tenancy.Directory
-	placer  tenancy.Placer // the same, if it is one
 	servers map[string]*server
 	texts   db.Texts
 	ends    watch.Hub[waitKey]
+
+	placer    tenancy.Placer    // the same as dir, if it is one
+	refresher tenancy.Refresher // likewise
 
 	few      int // transactions at once that were asked for; 0 for as many as are worth it
 	relaxed  bool
@@ -183,10 +185,22 @@ func (s *Store) Claim(ctx context.Context, req idempotency.ClaimRequest) (idempo
 	if err := checkKey(req.Key, req.RequestHash); err != nil {
 		return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
 	}
+	var result idempotency.ClaimResult
+	err = s.follow(ctx, req.OrgID, at, func(at located) (err error) {
+		result, err = s.claimAt(ctx, at, req)
+		return err
+	})
+	if err == nil || errors.Is(err, errContended) {
+		return result, err
+	}
+	return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
+}
+
+func (s *Store) claimAt(ctx context.Context, at located, req idempotency.ClaimRequest) (idempotency.ClaimResult, error) {
 	for range maxClaimTries {
 		result, again, err := s.tryClaim(ctx, at, req)
 		if err != nil && !isSerializationFailure(err) {
-			return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
+			return idempotency.ClaimResult{}, err
 		}
 		if err == nil && !again {
 			return result, nil
@@ -346,19 +360,27 @@ func (s *Store) Complete(ctx context.Context, c idempotency.Claim, rec *idempote
 	if err := checkStatus(rec.ResponseStatus); err != nil {
 		return translate("complete", c.OrgID, err)
 	}
-	completion := at.tenant.Completion(db.CompleteParams{
+	params := db.CompleteParams{
 		ResponseStatus: int32(rec.ResponseStatus), ResponseKept: !rec.Tombstone,
 		ResponseHeaders: encodeHeaders(rec), ResponseBody: rec.ResponseBody,
 		OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token),
-	}, c.Kept)
-	err = at.home.outcomes.do(ctx, completion, len(rec.ResponseBody))
-	switch {
-	case err != nil && c.Kept:
-		err = asOutdated(err)
-	case err == nil && !completion.Held:
-		err = pgx.ErrNoRows
 	}
-	return s.ended(ctx, at, "complete", c, completion.Awaited, err)
+	var awaited bool
+	err = s.follow(ctx, c.OrgID, at, func(here located) error {
+		at = here
+		completion := at.tenant.Completion(params, c.Kept)
+		if err := at.home.outcomes.do(ctx, completion, len(rec.ResponseBody)); err != nil {
+			return err
+		}
+		if awaited = completion.Awaited; !completion.Held {
+			return pgx.ErrNoRows
+		}
+		return nil
+	})
+	if c.Kept {
+		err = asOutdated(err)
+	}
+	return s.ended(ctx, at, "complete", c, awaited, err)
 }
 
 // Release implements [idempotency.LeaseStore].
@@ -367,17 +389,23 @@ func (s *Store) Release(ctx context.Context, c idempotency.Claim) error {
 	if err != nil {
 		return err
 	}
-	queries := db.New(at.tenant)
 	first := db.ReleaseParams{OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)}
 	later := db.ReleaseKeptParams{SpentToken: db.UUID(idempotency.NewToken()), OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)}
 	var awaited bool
-	if c.Kept {
-		if awaited, err = queries.ReleaseRecoverable(ctx, db.ReleaseRecoverableParams(first)); errors.Is(err, pgx.ErrNoRows) {
-			awaited, err = queries.ReleaseKeptRecoverable(ctx, db.ReleaseKeptRecoverableParams(later))
+	err = s.follow(ctx, c.OrgID, at, func(here located) (err error) {
+		at = here
+		queries := db.New(at.tenant)
+		if c.Kept {
+			if awaited, err = queries.ReleaseRecoverable(ctx, db.ReleaseRecoverableParams(first)); errors.Is(err, pgx.ErrNoRows) {
+				awaited, err = queries.ReleaseKeptRecoverable(ctx, db.ReleaseKeptRecoverableParams(later))
+			}
+		} else if awaited, err = queries.Release(ctx, first); errors.Is(err, pgx.ErrNoRows) {
+			awaited, err = queries.ReleaseKept(ctx, later)
 		}
+		return err
+	})
+	if c.Kept {
 		err = asOutdated(err)
-	} else if awaited, err = queries.Release(ctx, first); errors.Is(err, pgx.ErrNoRows) {
-		awaited, err = queries.ReleaseKept(ctx, later)
 	}
 	return s.ended(ctx, at, "release", c, awaited, err)
 }
@@ -414,10 +442,13 @@ func (s *Store) Extend(ctx context.Context, c idempotency.Claim, lease time.Dura
 	if err != nil {
 		return err
 	}
-	n, err := db.New(at.tenant).Extend(ctx, db.ExtendParams{Lease: lease, OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)})
-	if err == nil && n == 0 {
-		err = pgx.ErrNoRows
-	}
+	err = s.follow(ctx, c.OrgID, at, func(at located) error {
+		n, err := db.New(at.tenant).Extend(ctx, db.ExtendParams{Lease: lease, OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)})
+		if err == nil && n == 0 {
+			err = pgx.ErrNoRows
+		}
+		return err
+	})
 	return lostOr("extend", c.OrgID, err)
 }
 
@@ -432,9 +463,12 @@ func (s *Store) Clear(ctx context.Context, orgID uuid.UUID) error {
 	if err != nil {
 		return err
 	}
-	_, err = repeated(func() (int64, error) { return db.New(at.tenant).ClearRecords(ctx, db.UUID(orgID)) })
+	err = s.follow(ctx, orgID, at, func(at located) error {
+		_, err := repeated(func() (int64, error) { return db.New(at.tenant).ClearRecords(ctx, db.UUID(orgID)) })
+		return s.outdatedOrMissing(ctx, at.tenant, orgID, err)
+	})
 	s.ends.SignalAll()
-	return translate("clear", orgID, s.outdatedOrMissing(ctx, at.tenant, orgID, err))
+	return translate("clear", orgID, err)
 }
 
 // Get implements [idempotency.Store].
@@ -443,7 +477,11 @@ func (s *Store) Get(ctx context.Context, orgID uuid.UUID, key string) (*idempote
 	if err != nil {
 		return nil, err
 	}
-	row, err := db.New(at.tenant).GetRecord(ctx, db.GetRecordParams{OrgID: db.UUID(orgID), Key: key})
+	var row db.GetRecordRow
+	err = s.follow(ctx, orgID, at, func(at located) (err error) {
+		row, err = db.New(at.tenant).GetRecord(ctx, db.GetRecordParams{OrgID: db.UUID(orgID), Key: key})
+		return err
+	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, fmt.Errorf("%w: org %s", idempotency.ErrNotFound, orgID)
 	}
@@ -466,23 +504,29 @@ func (s *Store) Put(ctx context.Context, rec *idempotency.Record) error {
 	if err := errors.Join(checkKey(rec.Key, rec.RequestHash), checkStatus(rec.ResponseStatus)); err != nil {
 		return translate("put", rec.OrgID, err)
 	}
+	err = s.follow(ctx, rec.OrgID, at, func(at located) error {
+		return s.outdatedOrMissing(ctx, at.tenant, rec.OrgID, putAt(ctx, at, rec))
+	})
+	s.ends.Signal(newWaitKey(rec.OrgID, rec.Key))
+	return translate("put", rec.OrgID, err)
+}
+
+func putAt(ctx context.Context, at located, rec *idempotency.Record) (err error) {
 	createdAt, expiresAt := rec.CreatedAt, rec.ExpiresAt
 	if createdAt.IsZero() {
 		if createdAt, err = db.New(at.home.conns).DatabaseTime(ctx); err != nil {
-			return translate("put", rec.OrgID, err)
+			return err
 		}
 	}
 	if expiresAt.IsZero() {
 		expiresAt = createdAt.Add(idempotency.DefaultTTL)
 	}
-	err = db.New(at.tenant).PutRecord(ctx, db.PutRecordParams{
+	return db.New(at.tenant).PutRecord(ctx, db.PutRecordParams{
 		CreatedAt: createdAt, ExpiresAt: expiresAt, Token: db.UUID(idempotency.NewToken()),
 		OrgID: db.UUID(rec.OrgID), Key: rec.Key, RequestHash: encodeHash(rec.RequestHash),
 		ResponseStatus: int32(rec.ResponseStatus), ResponseKept: !rec.Tombstone,
 		ResponseHeaders: encodeHeaders(rec), ResponseBody: rec.ResponseBody,
 	})
-	s.ends.Signal(newWaitKey(rec.OrgID, rec.Key))
-	return translate("put", rec.OrgID, s.outdatedOrMissing(ctx, at.tenant, rec.OrgID, err))
 }
 
 // completedRecord makes a record of what the database holds.

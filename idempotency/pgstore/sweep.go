@@ -15,6 +15,7 @@ import (
 
 	"github.com/pgidem/pgidem/idempotency"
 	"github.com/pgidem/pgidem/internal/db"
+	"github.com/pgidem/pgidem/internal/moved"
 	"github.com/pgidem/pgidem/tenancy"
 )
 
@@ -60,7 +61,9 @@ func (s *sweep) pass(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("pgstore: completer: list the schemas with requests%s: %w", server.inCluster(), err))
 		}
 		for _, name := range names {
-			places = append(places, heldIn{server, name})
+			if !moved.IsFence(name) { // where a tenant comes to, its requests are found
+				places = append(places, heldIn{server, name})
+			}
 		}
 	}
 	rand.Shuffle(len(places), func(i, j int) { places[i], places[j] = places[j], places[i] }) // so that copies do not meet in each

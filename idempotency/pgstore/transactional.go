@@ -173,19 +173,31 @@ func (t *txStore) Claim(ctx context.Context, req idempotency.ClaimRequest) (idem
 	if err := checkKey(req.Key, req.RequestHash); err != nil {
 		return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
 	}
+	var result idempotency.ClaimResult
+	err = t.store.follow(ctx, req.OrgID, at, func(at located) (err error) {
+		result, err = t.claimAt(ctx, at, req)
+		return err
+	})
+	if err == nil || errors.Is(err, errContended) {
+		return result, err
+	}
+	return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
+}
+
+func (t *txStore) claimAt(ctx context.Context, at located, req idempotency.ClaimRequest) (idempotency.ClaimResult, error) {
 	conn, err := at.server.acquireIdle(ctx, at.schema)
 	if err != nil {
 		if at.server.pools.full() {
 			// By attempts in flight, perhaps at this very key: nobody is to run beside them.
 			err = fmt.Errorf("%w: all connections of the pool are in use: %w", idempotency.ErrStoreRefused, err)
 		}
-		return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
+		return idempotency.ClaimResult{}, err
 	}
 	for range maxClaimTries {
 		result, again, err := t.tryClaim(ctx, at, conn, req)
 		if err != nil {
 			giveBack(ctx, conn)
-			return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
+			return idempotency.ClaimResult{}, err
 		}
 		if !again {
 			return result, nil
@@ -449,12 +461,26 @@ func (t *txStore) findOut(ctx context.Context, c idempotency.Claim) error {
 	if err != nil {
 		return err
 	}
+	completed := false
+	err = t.store.follow(ctx, c.OrgID, at, func(at located) (err error) {
+		completed, err = t.completedAt(ctx, at, c)
+		return err
+	})
+	switch {
+	case err != nil:
+		return translate("find out what became of a commit", c.OrgID, err)
+	case !completed:
+		return fmt.Errorf("pgstore: complete for org %s: %w: its commit was not answered, and did not happen", c.OrgID, idempotency.ErrRolledBack)
+	}
+	return nil
+}
+
+func (t *txStore) completedAt(ctx context.Context, at located, c idempotency.Claim) (completed bool, err error) {
 	conn, err := at.home.conns.Acquire(ctx)
 	if err != nil {
-		return translate("find out what became of a commit", c.OrgID, err)
+		return false, err
 	}
 	defer conn.Release()
-	completed := false
 	// At a stricter level the second statement would not see what was committed while the
 	// first one waited.
 	readCommitted := pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
@@ -472,13 +498,7 @@ func (t *txStore) findOut(ctx context.Context, c idempotency.Claim) error {
 		}
 		return err
 	})
-	switch {
-	case err != nil:
-		return translate("find out what became of a commit", c.OrgID, err)
-	case !completed:
-		return fmt.Errorf("pgstore: complete for org %s: %w: its commit was not answered, and did not happen", c.OrgID, idempotency.ErrRolledBack)
-	}
-	return nil
+	return completed, err
 }
 
 // lockName names the lock of a key.

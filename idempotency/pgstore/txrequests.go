@@ -77,7 +77,10 @@ func (t *txStore) forgetLost(ctx context.Context, c idempotency.Claim) error {
 	if err != nil {
 		return err
 	}
-	if err := db.New(at.tenant).ForgetAttempt(ctx, db.ForgetAttemptParams{OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)}); err != nil {
+	err = t.store.follow(ctx, c.OrgID, at, func(at located) error {
+		return db.New(at.tenant).ForgetAttempt(ctx, db.ForgetAttemptParams{OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)})
+	})
+	if err != nil {
 		return err
 	}
 	return pgx.ErrNoRows

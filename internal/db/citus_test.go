@@ -48,10 +48,29 @@ func TestCitus(t *testing.T) {
 		}
 	}
 	for _, file := range glob(t, "../../migrations/tenant/*.sql") {
-		up, _, _ := strings.Cut(read(t, file), "-- +goose Down")
-		for _, b := range rules.broken(up) {
+		for _, b := range rules.broken(up(t, file)) {
 			t.Errorf("%s: %s", filepath.Base(file), b)
 		}
+	}
+}
+
+// TestCitusControl: the control schema has triggers, and so is not to be sharded; nothing else
+// keeps it from that. See docs/citus.md.
+func TestCitusControl(t *testing.T) {
+	t.Parallel()
+	rules := newCitusRules(t)
+	triggers := false
+	for _, file := range glob(t, "../../migrations/control/*.sql") {
+		for _, b := range rules.broken(up(t, file)) {
+			if b == brokenByTrigger {
+				triggers = true
+				continue
+			}
+			t.Errorf("%s: %s", filepath.Base(file), b)
+		}
+	}
+	if !triggers {
+		t.Error("it is said to have triggers, and has none")
 	}
 }
 
@@ -85,6 +104,10 @@ func TestCitusRules(t *testing.T) {
 		`CREATE SCHEMA s; CREATE TABLE s.t (a int)`:                                                                        "",
 		`ALTER TABLE t ADD CONSTRAINT a CHECK (b > 0), ADD CONSTRAINT c CHECK (d > 0)`:                                     "ADD CONSTRAINT beside another subcommand",
 		`ALTER TABLE t ADD CONSTRAINT a CHECK (b IN (1, 2))`:                                                               "",
+		`CREATE TRIGGER tell AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION tell()`:                                       brokenByTrigger,
+		`CREATE CONSTRAINT TRIGGER tell AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION tell()`:                            brokenByTrigger,
+		`CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$`:                          "",
+		`COMMENT ON TABLE t IS 'create trigger'`:                                                                           "",
 		`ALTER TABLE t ADD COLUMN a int NOT NULL DEFAULT 0`:                                                                "",
 	} {
 		if got := strings.Join(rules.broken(sql), "; "); got != want {
@@ -150,6 +173,8 @@ func (c citusRules) broken(sql string) (broken []string) {
 	return broken
 }
 
+const brokenByTrigger = "a trigger on a table"
+
 func citusTokens(sql string) (tokens []string) {
 	for _, token := range citusToken.FindAllString(sql, -1) {
 		switch {
@@ -187,6 +212,9 @@ func (citusRules) brokenByAll(tokens []string) (broken []string) {
 	}
 	if strings.HasPrefix(text, " create schema ") && strings.Count(text, " create ") > 1 {
 		broken = append(broken, "CREATE SCHEMA is not a statement of its own")
+	}
+	if create, _, found := strings.Cut(text, " trigger "); found && strings.HasPrefix(create+" ", " create ") && !strings.Contains(create, " function ") {
+		broken = append(broken, brokenByTrigger)
 	}
 	if strings.HasPrefix(text, " alter table ") && strings.Contains(text, " add constraint ") {
 		for depth := 0; len(tokens) > 0; tokens = tokens[1:] {
@@ -267,6 +295,13 @@ func (c citusRules) brokenByCalls(tokens []string) (broken []string) {
 		}
 	}
 	return broken
+}
+
+// up returns the part of a migration that makes something.
+func up(t *testing.T, file string) string {
+	t.Helper()
+	up, _, _ := strings.Cut(read(t, file), "-- +goose Down")
+	return up
 }
 
 func glob(t *testing.T, pattern string) []string {

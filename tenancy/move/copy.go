@@ -56,8 +56,7 @@ func (t *transfer) copy(ctx context.Context) (tables []Table, err error) {
 		if err := mark(ctx, tx, t.fenced.String(), t.tenant); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `ALTER SCHEMA `+t.fenced.Quoted()+` RENAME TO `+t.tenant.Schema.Quoted())
-		return err
+		return t.rename(ctx, tx)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("move: cluster %q: name the copy %s: %w", t.to.name, t.tenant.Schema, err)

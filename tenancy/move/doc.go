@@ -15,7 +15,8 @@
 //  2. What is in progress comes to its end where it began.
 //  3. The fence: the schema is renamed, and all of its tables are locked once. Whatever had
 //     begun to write has ended then, and who comes later, a process that was cut off from
-//     the registry say, finds no schema of that name.
+//     the registry say, finds no table of that name. In place of the schema there is an empty
+//     one, the tombstone, that says where the tenant went.
 //  4. pg_dump copies the schema with all that is in it, also the service's own tables, and
 //     pg_restore makes it of that in the other cluster, in one transaction.
 //  5. Each table there is compared with what was copied, by its number of rows and a
@@ -23,7 +24,8 @@
 //  6. The copy gets the schema's name, and a mark in its comment that it is complete, which
 //     keeps everybody from dropping it. The registry has the tenant there from now on, and
 //     active if it was.
-//  7. The fenced schema is dropped, a table at a time, and the mark goes.
+//  7. The fenced schema is dropped, a table at a time, and the mark goes. The tombstone
+//     stays.
 //
 // Move needs pg_dump and pg_restore of a version that is not older than the servers'. The
 // roles that own the schema's objects or have rights on them have to exist in both clusters,
@@ -31,7 +33,11 @@
 // the schema. What depends on it from outside, a view or a partition in another schema say,
 // would not: such a tenant is not moved.
 //
-// While a tenant moves, do not migrate its schema by name in the cluster that it leaves:
-// that would make an empty one anew, which a process that is cut off from the registry may
-// take for the tenant's. cmd/idem-tenants goes by the registry, and makes none.
+// The tombstone keeps everybody from making the tenant's schema anew in the cluster that it
+// has left, where a process that is cut off from the registry would take it for the
+// tenant's: migrations of it end with migrations.ErrMoved, which names the cluster that it
+// went to, and so does provisioning; the goose command fails on the view that is in its way.
+// It goes when the tenant comes back, when the move is cancelled, or when package provision
+// drops the tenant. What visits all schemas of a database passes over those that are fenced:
+// their names begin with moving_.
 package move

@@ -13,6 +13,14 @@ func WithSettle(d time.Duration) Option {
 	}
 }
 
+// WithOrphanPatience sets how long server processes may take to end that were told to.
+func WithOrphanPatience(d time.Duration) Option {
+	return func(m *Mover) error {
+		m.orphanPatience = d
+		return nil
+	}
+}
+
 // WithLooked has f called when Move has looked at the tenant and not yet locked it.
 func WithLooked(f func()) Option {
 	return func(m *Mover) error {

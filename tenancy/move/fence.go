@@ -5,10 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgidem/pgidem/internal/dependents"
+	"github.com/pgidem/pgidem/internal/moved"
 )
 
 // SQLSTATE codes, PostgreSQL documentation appendix A.
@@ -17,15 +21,40 @@ const (
 	codeDeadlockDetected = "40P01"
 )
 
-// state tells whether the source has the tenant's schema under its name, and whether it has
-// it fenced.
+// state tells whether the source has the tenant's schema under its name, which a tombstone is
+// not, and whether it has it fenced.
 func (t *transfer) state(ctx context.Context) (open, fenced bool, err error) {
-	err = t.source.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1), EXISTS (SELECT FROM pg_namespace WHERE nspname = $2)`,
-		t.tenant.Schema.String(), t.fenced.String()).Scan(&open, &fenced)
+	var comment string
+	err = t.source.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1), EXISTS (SELECT FROM pg_namespace WHERE nspname = $2),
+		coalesce((SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = $1), '')`,
+		t.tenant.Schema.String(), t.fenced.String()).Scan(&open, &fenced, &comment)
 	if err != nil {
 		return false, false, fmt.Errorf("move: cluster %q: %w", t.from.name, err)
 	}
-	return open, fenced, nil
+	return open && !t.isTombstone(comment), fenced, nil
+}
+
+// isTombstone tells whether a comment is that of a tombstone of the tenant.
+func (t *transfer) isTombstone(comment string) bool {
+	tombstone, ok := moved.Parse(comment)
+	return ok && tombstone.OrgID == t.tenant.OrgID
+}
+
+// bury leaves the tenant's tombstone in the source if nothing has the name of its schema
+// there: an earlier run of a version that left none had fenced it, say.
+func (t *transfer) bury(ctx context.Context) error {
+	_, found, err := commentOf(ctx, t.source, t.tenant.Schema.String())
+	if err == nil && !found {
+		err = pgx.BeginFunc(ctx, t.source, func(tx pgx.Tx) error { return t.tombstone().Leave(ctx, tx, t.tenant.Schema.String()) })
+	}
+	if err != nil {
+		return fmt.Errorf("move: cluster %q: leave an empty schema %s that says where the tenant is: %w", t.from.name, t.tenant.Schema, err)
+	}
+	return nil
+}
+
+func (t *transfer) tombstone() moved.Tombstone {
+	return moved.Tombstone{OrgID: t.tenant.OrgID, Cluster: t.to.name}
 }
 
 // fence keeps everybody from the tenant's schema, when nothing is in progress in it any
@@ -36,8 +65,8 @@ func (t *transfer) fence(ctx context.Context) error {
 		return err
 	case open && fenced:
 		return fmt.Errorf("move: cluster %q has schema %s, which a move has fenced, and %s beside it; drop that one of the two that is not the tenant's", t.from.name, t.fenced, t.tenant.Schema)
-	case fenced:
-		return nil // by an earlier run
+	case fenced: // by an earlier run
+		return t.bury(ctx)
 	case !open:
 		return fmt.Errorf("move: cluster %q has lost schema %s", t.from.name, t.tenant.Schema)
 	}
@@ -96,8 +125,8 @@ func (t *transfer) inProgress(ctx context.Context, q querier) (n int64, err erro
 	return n, nil
 }
 
-// tryFence renames the schema and locks all of its tables, so that whoever writes to them has
-// ended when it commits. It reports false, and has done nothing, where somebody is in the
+// tryFence renames the schema, with a tombstone in its place, and locks all of its tables, so
+// that whoever writes to them has ended when it commits. It reports false, and has done nothing, where somebody is in the
 // way.
 func (t *transfer) tryFence(ctx context.Context) (done bool, err error) {
 	err = pgx.BeginFunc(ctx, t.source, func(tx pgx.Tx) error {
@@ -116,8 +145,10 @@ func (t *transfer) tryFence(ctx context.Context) (done bool, err error) {
 		if n, err := t.inProgress(ctx, tx); err != nil || n > 0 { // somebody came in between
 			return errors.Join(err, errInProgress)
 		}
-		_, err = tx.Exec(ctx, `ALTER SCHEMA `+t.tenant.Schema.Quoted()+` RENAME TO `+t.fenced.Quoted())
-		return err
+		if _, err := tx.Exec(ctx, `ALTER SCHEMA `+t.tenant.Schema.Quoted()+` RENAME TO `+t.fenced.Quoted()); err != nil {
+			return err
+		}
+		return t.tombstone().Leave(ctx, tx, t.tenant.Schema.String())
 	})
 	var pgErr *pgconn.PgError
 	switch {
@@ -139,10 +170,21 @@ func (t *transfer) unfence(ctx context.Context) error {
 	case open:
 		return fmt.Errorf("move: cluster %q has schema %s beside %s, which a move has fenced; drop it or rename it", t.from.name, t.tenant.Schema, t.fenced)
 	}
-	if _, err := t.source.Exec(ctx, `ALTER SCHEMA `+t.fenced.Quoted()+` RENAME TO `+t.tenant.Schema.Quoted()); err != nil {
+	err := pgx.BeginFunc(ctx, t.source, func(tx pgx.Tx) error { return t.rename(ctx, tx) })
+	if err != nil {
 		return fmt.Errorf("move: cluster %q: take the fence of schema %s away: %w", t.from.name, t.tenant.Schema, err)
 	}
 	return nil
+}
+
+// rename gives the fenced schema the name of the tenant's, in the place of a tombstone if
+// there is one.
+func (t *transfer) rename(ctx context.Context, tx pgx.Tx) error {
+	if _, err := moved.Clear(ctx, tx, t.tenant.Schema.String(), t.tenant.OrgID); err != nil {
+		return fmt.Errorf("drop the empty schema that a move has left: %w", err)
+	}
+	_, err := tx.Exec(ctx, `ALTER SCHEMA `+t.fenced.Quoted()+` RENAME TO `+t.tenant.Schema.Quoted())
+	return err
 }
 
 // tablesOf lists the tables of a schema.
@@ -158,26 +200,9 @@ func tablesOf(ctx context.Context, q querier, schema string) ([]string, error) {
 // noDependants returns an error that lists what depends on a schema from outside, and would
 // neither go along nor survive.
 func noDependants(ctx context.Context, q querier, c cluster, schema string) error {
-	var outside string
-	err := q.QueryRow(ctx, `
-		WITH inside AS (
-			SELECT 'pg_class'::regclass AS classid, oid AS objid FROM pg_class WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1)
-			UNION ALL SELECT 'pg_type'::regclass, oid FROM pg_type WHERE typnamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1)
-			UNION ALL SELECT 'pg_proc'::regclass, oid FROM pg_proc WHERE pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1)
-			UNION ALL SELECT 'pg_operator'::regclass, oid FROM pg_operator WHERE oprnamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1)
-			UNION ALL SELECT 'pg_collation'::regclass, oid FROM pg_collation WHERE collnamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1)
-			UNION ALL SELECT 'pg_constraint'::regclass, oid FROM pg_constraint WHERE connamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1)
-			UNION ALL SELECT 'pg_namespace'::regclass, oid FROM pg_namespace WHERE nspname = $1
-		)
-		SELECT coalesce(string_agg(DISTINCT o.type || ' ' || o.identity, ', ' ORDER BY o.type || ' ' || o.identity), '')
-		FROM inside AS i
-		JOIN pg_depend AS d ON d.refclassid = i.classid AND d.refobjid = i.objid AND d.deptype <> 'i'
-		CROSS JOIN LATERAL pg_identify_object_as_address(d.classid, d.objid, d.objsubid) AS a
-		CROSS JOIN LATERAL pg_identify_object(d.classid, d.objid, d.objsubid) AS o
-		WHERE a.object_names[1] <> $1 AND NOT starts_with(a.object_names[1], $1 || '.') AND NOT starts_with(a.object_names[1], quote_ident($1) || '.')
-			AND a.object_names[1] <> 'pg_toast' AND o.type <> 'default acl'`, schema).Scan(&outside)
-	if err == nil && outside != "" {
-		err = fmt.Errorf("others depend on it: %s; take these away first", outside)
+	outside, _, err := dependents.Of(ctx, q, schema)
+	if err == nil && len(outside) > 0 {
+		err = fmt.Errorf("others depend on it: %s; take these away first", strings.Join(outside, ", "))
 	}
 	if err != nil {
 		return fmt.Errorf("move: cluster %q: schema %s: %w", c.name, schema, err)

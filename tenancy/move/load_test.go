@@ -119,6 +119,9 @@ func (s *shop) post(t *testing.T, org uuid.UUID, path, key string) (refused int)
 			t.Errorf("%s: still %d %s", key, status, body)
 			return refused
 		}
+		if strings.Contains(body, "unknown_tenant") {
+			t.Errorf("%s: a tenant that moves is not unknown: %s", key, body)
+		}
 		if status != http.StatusForbidden && status != http.StatusConflict && status != http.StatusServiceUnavailable {
 			t.Errorf("%s: %d %s", key, status, body)
 		}

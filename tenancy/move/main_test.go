@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgidem/pgidem/internal/moved"
 	"github.com/pgidem/pgidem/internal/pgtest"
 	"github.com/pgidem/pgidem/internal/storetest"
 	"github.com/pgidem/pgidem/migrations"
@@ -117,7 +118,7 @@ func (w *world) mover(t *testing.T, opts ...move.Option) *move.Mover {
 }
 
 // is checks that the tenant is whole, in the given state, in one cluster alone, and that
-// moves have left nothing behind.
+// moves have left nothing behind but tombstones.
 func (w *world) is(t *testing.T, tenant registry.Tenant, cluster string, state registry.State) {
 	t.Helper()
 	got, err := w.tenants.Tenant(t.Context(), tenant.OrgID)
@@ -127,8 +128,9 @@ func (w *world) is(t *testing.T, tenant registry.Tenant, cluster string, state r
 	s := tenant.Schema.String()
 	for _, name := range w.clusters {
 		var schemas []string
-		err := w.pools[name].QueryRow(t.Context(), `SELECT coalesce(array_agg(nspname::text ORDER BY nspname), '{}') FROM pg_namespace WHERE nspname IN ($1, $2)`,
-			s, fmt.Sprintf("moving_%x", tenant.OrgID[:])).Scan(&schemas)
+		err := w.pools[name].QueryRow(t.Context(), `SELECT coalesce(array_agg(nspname::text ORDER BY nspname), '{}') FROM pg_namespace WHERE nspname IN ($1, $2)
+			AND coalesce(obj_description(oid, 'pg_namespace'), '') NOT LIKE 'pgidem: org ' || $3::text || ' was moved to cluster %'`,
+			s, moved.Fence(tenant.OrgID), tenant.OrgID.String()).Scan(&schemas)
 		want := []string{}
 		if name == cluster {
 			want = append(want, s)

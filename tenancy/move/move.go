@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgidem/pgidem/internal/moved"
 	"github.com/pgidem/pgidem/tenancy"
 	"github.com/pgidem/pgidem/tenancy/registry"
 )
@@ -31,6 +32,8 @@ const (
 	drainPause = 100 * time.Millisecond
 	// lockPatience is how long another process's lock is waited for.
 	lockPatience = 3 * time.Second
+	// orphanPatience is how long server processes may take to end that were told to.
+	orphanPatience = 10 * time.Second
 )
 
 // Mover moves tenants. Make one with [New]; it is safe for concurrent use, though not for
@@ -43,7 +46,9 @@ type Mover struct {
 	settle       time.Duration
 	programs     string
 	step         func(Step)
-	looked       func() // for tests: before the locks
+
+	orphanPatience time.Duration
+	looked         func() // for tests: before the locks
 }
 
 // Step is how far a move has come.
@@ -118,7 +123,7 @@ func New(tenants *registry.Registry, clusters map[string]string, opts ...Option)
 	}
 	m := &Mover{
 		tenants: tenants, clusters: make(map[string]cluster),
-		drainTimeout: DefaultDrainTimeout, lockTimeout: DefaultLockTimeout, settle: settle,
+		drainTimeout: DefaultDrainTimeout, lockTimeout: DefaultLockTimeout, settle: settle, orphanPatience: orphanPatience,
 		step: func(Step) {}, looked: func() {},
 	}
 	for name, databaseURL := range clusters {
@@ -215,7 +220,9 @@ type Table struct {
 }
 
 // Move moves the tenant orgID to the cluster to. A move that was broken off goes on; where
-// the tenant is there already, what such a move has left elsewhere is dropped.
+// the tenant is there already, what such moves have left elsewhere is dropped: also in a
+// third cluster, where a run had ended before it dropped the fenced schema, and the tenant has
+// moved on since.
 //
 // The error wraps [ErrBusy] if the tenant could not be stopped in time; it is served again
 // where it is then. After any other error the tenant stays suspended, if it came to that:
@@ -313,8 +320,11 @@ type transfer struct {
 // begin connects to both clusters, and has the tenant to itself from then on.
 func (m *Mover) begin(ctx context.Context, tenant registry.Tenant, to cluster) (_ *transfer, err error) {
 	t := &transfer{Mover: m, tenant: tenant, to: to}
-	if t.fenced, err = tenancy.ParseSchema(fmt.Sprintf("moving_%x", tenant.OrgID[:])); err != nil { // nobody else's
+	if t.fenced, err = tenancy.ParseSchema(moved.Fence(tenant.OrgID)); err != nil { // nobody else's
 		return nil, err
+	}
+	if moved.IsFence(tenant.Schema.String()) {
+		return nil, fmt.Errorf("move: schema %s of org %s has a name that is kept for what is being moved; give it another", tenant.Schema, tenant.OrgID)
 	}
 	if t.from, err = m.cluster(tenant.Cluster); err != nil {
 		return nil, err
@@ -380,14 +390,20 @@ func (t *transfer) application() string { return fmt.Sprintf("pgidem move %x", t
 // endOrphans ends what the programs that a killed process had started are still doing, so
 // that no copy comes to be later on.
 func (t *transfer) endOrphans(ctx context.Context, c cluster, conn *pgx.Conn) error {
-	for {
-		var left int
-		err := conn.QueryRow(ctx, `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = $1 AND datname = current_database()`, t.application()).Scan(&left)
+	for deadline := time.Now().Add(t.orphanPatience); ; {
+		rows, err := conn.Query(ctx, `SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1 AND datname = current_database()`, t.application())
 		if err != nil {
 			return fmt.Errorf("move: cluster %q: end pg_dump or pg_restore of an earlier run: %w", c.name, err)
 		}
-		if left == 0 {
+		left, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (pid int32, err error) { return pid, row.Scan(&pid, nil) })
+		switch {
+		case err != nil:
+			return fmt.Errorf("move: cluster %q: end pg_dump or pg_restore of an earlier run: %w", c.name, err)
+		case len(left) == 0:
 			return nil
+		case time.Now().After(deadline):
+			return fmt.Errorf("move: cluster %q: pg_dump or pg_restore of an earlier run of org %s was told to end and has not within %s: see what its server processes %v wait for, end them and move again",
+				c.name, t.tenant.OrgID, t.orphanPatience, left)
 		}
 		if err := sleep(ctx, drainPause); err != nil {
 			return err
@@ -444,6 +460,9 @@ func (t *transfer) run(ctx context.Context) (report Report, err error) {
 	case open:
 		return report, fmt.Errorf("move: cluster %q has schema %s again, though the copy is complete; drop it or rename it if it is not the tenant's", t.from.name, t.tenant.Schema)
 	}
+	if err := t.bury(ctx); err != nil {
+		return report, err
+	}
 	if report.Tenant, err = t.tenants.FinishMove(ctx, t.tenant.OrgID, moveID); err != nil {
 		return report, err
 	}
@@ -481,23 +500,35 @@ func (t *transfer) check(ctx context.Context) error {
 	case stranger && (open || fenced):
 		return fmt.Errorf("%w: cluster %q has a schema %s that is not a copy of this tenant", ErrOccupied, t.to.name, t.tenant.Schema)
 	case !copied && !stranger && !open && !fenced:
-		return fmt.Errorf("move: cluster %q has no schema %s; correct the placement of org %s in the registry", t.from.name, t.tenant.Schema, t.tenant.OrgID)
+		return fmt.Errorf("move: cluster %q has no schema %s%s; correct the placement of org %s in the registry", t.from.name, t.tenant.Schema, t.went(ctx), t.tenant.OrgID)
 	case open:
 		return noDependants(ctx, t.source, t.from, t.tenant.Schema.String())
 	}
 	return nil
 }
 
+// went says where the tenant went by what a move has left in the source, for an error.
+func (t *transfer) went(ctx context.Context) string {
+	tombstone, ok, err := moved.Find(ctx, t.source, t.tenant.Schema.String())
+	if err != nil || !ok || tombstone.OrgID != t.tenant.OrgID {
+		return ""
+	}
+	return fmt.Sprintf(" but an empty one, which says that it went to cluster %q", tombstone.Cluster)
+}
+
 // arrived tells whether the target has a complete copy under the tenant's name; and whether
-// it has a schema of that name that may be another's. It may be the tenant's own all the same
+// it has a schema of that name that may be another's, which its own tombstone is not. It may be the tenant's own all the same
 // when the source has nothing left: then a switch took place that the registry has lost.
 func (t *transfer) arrived(ctx context.Context) (copied, stranger bool, err error) {
 	comment, found, err := commentOf(ctx, t.target, t.tenant.Schema.String())
 	if err != nil || !found {
 		return false, false, err
 	}
-	if strings.HasPrefix(comment, markOf(t.tenant)) {
+	switch {
+	case strings.HasPrefix(comment, markOf(t.tenant)):
 		return true, false, nil
+	case t.isTombstone(comment):
+		return false, false, nil
 	}
 	open, fenced, err := t.state(ctx)
 	return err == nil && !open && !fenced, true, err
@@ -539,11 +570,11 @@ func (t *transfer) dropLeftover(ctx context.Context) error {
 	case now.Moving || now.Cluster != t.to.name || now.Schema != t.tenant.Schema:
 		return fmt.Errorf("%w: org %s is not in cluster %q any more", registry.ErrConflict, now.OrgID, t.to.name)
 	}
-	_, found, err := commentOf(ctx, t.target, t.tenant.Schema.String())
+	comment, found, err := commentOf(ctx, t.target, t.tenant.Schema.String())
 	switch {
 	case err != nil:
 		return fmt.Errorf("move: cluster %q: %w", t.to.name, err)
-	case !found:
+	case !found, t.isTombstone(comment):
 		return fmt.Errorf("move: schema %s is missing in cluster %q; what cluster %q has of it is kept", t.tenant.Schema, t.to.name, t.from.name)
 	case fenced:
 		if err := dropSchema(ctx, t.source, t.from, t.fenced.String()); err != nil {

@@ -5,12 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
+	"github.com/pgidem/pgidem/idempotency/pgstore"
+	"github.com/pgidem/pgidem/internal/moved"
 	"github.com/pgidem/pgidem/tenancy"
 	"github.com/pgidem/pgidem/tenancy/move"
 	"github.com/pgidem/pgidem/tenancy/registry"
@@ -93,6 +97,17 @@ func TestMoveRefuses(t *testing.T) {
 		t.Errorf("two names for one database: %v", err)
 	}
 	w.is(t, tenant, "a", registry.Active)
+	odd := uuid.New()
+	schema, err := tenancy.ParseSchema(moved.Fence(odd))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.tenants.Add(t.Context(), registry.Tenant{OrgID: odd, Schema: schema, Cluster: "a", State: registry.Active}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Move(t.Context(), odd, "b"); err == nil || !strings.Contains(err.Error(), "kept for what is being moved") {
+		t.Errorf("a schema of a name that is kept: %v", err)
+	}
 	for name, url := range map[string]string{"no URL": "host=localhost password=secret", "nonsense": "postgres://u:secret@host:port/db"} {
 		if _, err := move.New(w.tenants, map[string]string{"a": url}); err == nil || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%s: %v", name, err)
@@ -235,6 +250,43 @@ func TestMoveDiffers(t *testing.T) {
 	}
 }
 
+// TestMoveBesideAJanitor: a janitor of the other cluster that comes by in the middle of it
+// leaves the copy alone.
+func TestMoveBesideAJanitor(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	tenant := w.newTenant(t, "a")
+	w.exec(t, "a", `INSERT INTO `+tenant.Schema.Quoted()+`.idempotency_records (created_at, expires_at, lease_until, completed_at, token, org_id, attempt, response_status, response_kept, key, request_hash)
+		SELECT now() - interval '2 days', now() - interval '1 day', now() - interval '2 days', now() - interval '2 days', gen_random_uuid(), $1, 1, 201, true, 'expired ' || i, '\x01' FROM generate_series(1, 20) AS i`, tenant.OrgID)
+	purge := func() (deleted int64) {
+		schemas, err := pgstore.Schemas(t.Context(), w.pools["b"])
+		if err != nil {
+			t.Error(err)
+		}
+		for _, schema := range schemas {
+			n, err := pgstore.Purge(t.Context(), w.pools["b"], schema, pgstore.PurgeOptions{})
+			if deleted += n; err != nil {
+				t.Error(err)
+			}
+		}
+		return deleted
+	}
+	m := w.mover(t, move.WithProgress(func(s move.Step) {
+		if s == move.Verifying {
+			if n := purge(); n != 0 {
+				t.Errorf("%d records of the copy were deleted", n)
+			}
+		}
+	}))
+	if _, err := m.Move(t.Context(), tenant.OrgID, "b"); err != nil {
+		t.Fatal(err)
+	}
+	if n := purge(); n != 20 {
+		t.Errorf("%d records were deleted when it had arrived", n)
+	}
+	w.is(t, tenant, "b", registry.Active)
+}
+
 // TestMoveFails: what pg_dump and pg_restore say is told, and the tenant can be moved when
 // that is mended.
 func TestMoveFails(t *testing.T) {
@@ -255,6 +307,39 @@ func TestMoveFails(t *testing.T) {
 	w.exec(t, "b", `CREATE ROLE `+role)
 	if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err != nil {
 		t.Error(err)
+	}
+	w.is(t, tenant, "b", registry.Active)
+}
+
+// TestMoveAfterAnOrphan: what pg_dump or pg_restore of a killed run are still doing is ended,
+// and if that takes too long the error names it.
+func TestMoveAfterAnOrphan(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	tenant := w.newTenant(t, "a")
+	for _, cluster := range []string{"a", "b"} {
+		config, err := pgx.ParseConfig(w.urls[cluster])
+		if err != nil {
+			t.Fatal(err)
+		}
+		config.RuntimeParams["application_name"] = fmt.Sprintf("pgidem move %x", tenant.OrgID[:])
+		orphan, err := pgx.ConnectConfig(t.Context(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = orphan.Close(context.WithoutCancel(t.Context())) }()
+		// It has no time at all.
+		_, err = w.mover(t, move.WithOrphanPatience(-1)).Move(t.Context(), tenant.OrgID, "b")
+		if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("cluster %q: pg_dump or pg_restore of an earlier run", cluster)) || !strings.Contains(err.Error(), strconv.FormatUint(uint64(orphan.PgConn().PID()), 10)) {
+			t.Errorf("%v; want process %d of cluster %s named", err, orphan.PgConn().PID(), cluster)
+		}
+		w.is(t, tenant, "a", registry.Active)
+		if orphan.Ping(t.Context()) == nil {
+			t.Error("it was not told to end")
+		}
+	}
+	if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err != nil {
+		t.Fatal(err)
 	}
 	w.is(t, tenant, "b", registry.Active)
 }
@@ -288,9 +373,14 @@ func TestMoveSpoiled(t *testing.T) {
 		`CREATE VIEW %[2]s.v AS SELECT * FROM %[1]s.payments`:             "v",
 		`CREATE TABLE %[2]s.t (account bigint REFERENCES %[1]s.accounts)`: "t",
 		`CREATE TABLE %[1]s.parts (a int) PARTITION BY LIST (a); CREATE TABLE %[2]s.t PARTITION OF %[1]s.parts FOR VALUES IN (1); INSERT INTO %[1]s.parts VALUES (1)`: "t",
-		`CREATE TABLE %[2]s.t () INHERITS (%[1]s.accounts)`: "t",
-		`CREATE TABLE %[2]s.t (a %[1]s.currency)`:           "t",
-		`CREATE TABLE %[2]s.t (name text); CREATE TRIGGER stamp BEFORE INSERT ON %[2]s.t FOR EACH ROW EXECUTE FUNCTION %[1]s.stamp()`: "t",
+		`CREATE TABLE %[2]s.t () INHERITS (%[1]s.accounts)`:                                                                                   "t",
+		`CREATE TABLE %[2]s.t (a %[1]s.currency)`:                                                                                             "t",
+		`CREATE COLLATION %[1]s.c FROM "C"; CREATE TABLE %[2]s.t (a text COLLATE %[1]s.c)`:                                                    "t",
+		`CREATE OPERATOR %[1]s.=== (LEFTARG = int, RIGHTARG = int, FUNCTION = int4eq); CREATE VIEW %[2]s.v AS SELECT 1 OPERATOR(%[1]s.===) 2`: "v",
+		`CREATE STATISTICS %[2]s.s ON id, name FROM %[1]s.accounts`:                                                                           "s",
+		`CREATE TABLE %[2]s.t (a bigint DEFAULT nextval('%[1]s.accounts_id_seq'))`:                                                            "t",
+		`CREATE TABLE %[2]s.t (a int); CREATE POLICY p ON %[2]s.t USING (a IN (SELECT id FROM %[1]s.accounts))`:                               "t",
+		`CREATE TABLE %[2]s.t (name text); CREATE TRIGGER stamp BEFORE INSERT ON %[2]s.t FOR EACH ROW EXECUTE FUNCTION %[1]s.stamp()`:         "t",
 	} {
 		tenant := w.newTenant(t, "a")
 		other := fmt.Sprintf("other_%x", tenant.OrgID[:4])
@@ -303,6 +393,47 @@ func TestMoveSpoiled(t *testing.T) {
 			t.Errorf("%s: %+v, %v", spoil, got, err)
 		}
 	}
+}
+
+// TestMoveWithAll: what is rare in a schema goes along, and casts and extensions would not.
+func TestMoveWithAll(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	tenant := w.newTenant(t, "a")
+	s := tenant.Schema.Quoted()
+	for spoil, mend := range map[string]string{
+		`CREATE CAST (text AS %s.currency) WITH INOUT`: `DROP CAST (text AS %s.currency)`,
+		`CREATE EXTENSION citext SCHEMA %s`:            `DROP EXTENSION citext; SELECT '%s'`,
+	} {
+		if _, err := w.pools["a"].Exec(t.Context(), fmt.Sprintf(spoil, s)); err != nil {
+			t.Logf("%s: %v", spoil, err) // the server may lack the extension
+			continue
+		}
+		if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err == nil || !strings.Contains(err.Error(), "others depend on it: ") {
+			t.Errorf("%s: %v", spoil, err)
+		}
+		w.exec(t, "a", fmt.Sprintf(mend, s))
+	}
+	w.exec(t, "a", fmt.Sprintf(`
+		CREATE COLLATION %[1]s.c FROM "C";
+		CREATE TABLE %[1]s.collated (a text COLLATE %[1]s.c);
+		CREATE OPERATOR %[1]s.=== (LEFTARG = int, RIGHTARG = int, FUNCTION = int4eq);
+		CREATE OPERATOR FAMILY %[1]s.f USING hash;
+		CREATE OPERATOR CLASS %[1]s.o FOR TYPE int USING hash FAMILY %[1]s.f AS OPERATOR 1 %[1]s.===, FUNCTION 1 hashint4(int);
+		CREATE INDEX ON %[1]s.accounts USING hash ((id::int) %[1]s.o);
+		CREATE TEXT SEARCH CONFIGURATION %[1]s.search (COPY = pg_catalog.simple);
+		CREATE STATISTICS %[1]s.s ON id, name FROM %[1]s.accounts;
+		CREATE DOMAIN %[1]s.d AS int CHECK (VALUE > 0);
+		CREATE MATERIALIZED VIEW %[1]s.m AS SELECT * FROM %[1]s.totals;
+		CREATE TABLE %[1]s.parts (a int PRIMARY KEY, long text) PARTITION BY LIST (a);
+		CREATE TABLE %[1]s.part PARTITION OF %[1]s.parts DEFAULT;
+		ALTER TABLE %[1]s.accounts ENABLE ROW LEVEL SECURITY;
+		CREATE POLICY p ON %[1]s.accounts USING (id IN (SELECT account FROM %[1]s.payments));
+		ALTER DEFAULT PRIVILEGES IN SCHEMA %[1]s GRANT SELECT ON TABLES TO `+role, s))
+	if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err != nil {
+		t.Fatal(err)
+	}
+	w.is(t, tenant, "b", registry.Active)
 }
 
 // TestMoveWhoseSwitchWasLost: the registry comes back without the last of its commits. The

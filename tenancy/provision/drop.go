@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgidem/pgidem/internal/moved"
 	"github.com/pgidem/pgidem/migrations"
 	"github.com/pgidem/pgidem/tenancy"
 	"github.com/pgidem/pgidem/tenancy/registry"
@@ -50,12 +51,17 @@ func WithForeign() DropOption { return func(d *dropping) { d.foreign = true } }
 // schema with tables that are not pinned to it, only the entry goes, and the schema stays as it
 // is.
 //
+// Where the tenant had been before package move took it elsewhere, in those of the clusters
+// that the Provisioner knows, the empty schemas that say so go as well; a cluster that cannot
+// be asked has Drop fail as its last but one step, and is asked again by the next.
+//
 // A tenant that is not registered is gone: the error wraps tenancy.ErrUnknownTenant. The error
-// wraps [ErrNotConfirmed]; [ErrState] for a tenant that is active, or was moved meanwhile;
-// [ErrNotPinned] if tables in the schema are another tenant's; it is a [*ForeignError] if there
-// is something in the schema that is not this library's and WithForeign was not given, and a
-// [*DependentError] if something elsewhere depends on what is in it; nothing has been dropped
-// then. It wraps [ErrBusy] if others hold a table for too long.
+// wraps [ErrNotConfirmed]; [ErrState] for a tenant that is active, or was moved meanwhile, or
+// is elsewhere by what a move has left; [ErrNotPinned] if tables in the schema are another
+// tenant's; it is a [*ForeignError] if there is something in the schema that is not this
+// library's and WithForeign was not given, and a [*DependentError] if something elsewhere
+// depends on what is in it; nothing has been dropped then. It wraps [ErrBusy] if others hold a
+// table for too long.
 func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string, opts ...DropOption) error {
 	var d dropping
 	for _, opt := range opts {
@@ -74,6 +80,14 @@ func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string,
 	pool, err := p.pool(tenant.Cluster)
 	if err != nil {
 		return err
+	}
+	switch tombstone, ok, err := moved.Find(ctx, pool, tenant.Schema.String()); {
+	case err != nil:
+		return fmt.Errorf("provision: look into schema %s: %w", tenant.Schema, err)
+	case ok && tenant.State == registry.Provisioning:
+		return p.remove(ctx, orgID, registry.Provisioning) // the schema never was this tenant's
+	case ok:
+		return fmt.Errorf("%w: schema %s of cluster %q says that org %s went to cluster %q; correct its placement in the registry, and drop it there", ErrState, tenant.Schema, tenant.Cluster, tombstone.OrgID, tombstone.Cluster)
 	}
 	tables, objects, outside, err := p.look(ctx, pool, tenant.Schema)
 	if err != nil {
@@ -107,6 +121,15 @@ func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string,
 	if err := p.empty(ctx, pool, tenant.Schema, objects); err != nil {
 		return fmt.Errorf("provision: drop schema %s: %w", tenant.Schema, err)
 	}
+	// Where it had been before it was moved, its name is free again.
+	for cluster, pool := range p.clusters {
+		if cluster == tenant.Cluster {
+			continue
+		}
+		if _, err := moved.Clear(ctx, pool, tenant.Schema.String(), orgID); err != nil {
+			return fmt.Errorf("provision: drop what moves of org %s have left in cluster %q: %w", orgID, cluster, err)
+		}
+	}
 	return p.remove(ctx, orgID, registry.Deleting)
 }
 
@@ -123,7 +146,7 @@ func (p *Provisioner) look(ctx context.Context, pool *pgxpool.Pool, schema tenan
 	for try := 1; ; try++ {
 		if tables, err = pins(ctx, pool, schema); err == nil {
 			if objects, err = contents(ctx, pool, schema); err == nil {
-				outside, err = dependents(ctx, pool, schema)
+				outside, err = whatKeeps(ctx, pool, schema)
 			}
 		}
 		// internal_error: what the query met in the catalog was gone when it asked for more.

@@ -93,6 +93,11 @@ func TestDropTakesNothingElsewhere(t *testing.T) {
 		"type":        {`CREATE TYPE %a.colour AS ENUM ('red'); CREATE TABLE %b.thing (c %a.colour)`, "column c of table %b.thing depends on type %a.colour"},
 		"default":     {`CREATE SEQUENCE %a.numbers; CREATE TABLE %b.thing (n bigint DEFAULT nextval('%a.numbers'))`, "%b.thing depends on sequence %a.numbers"},
 		"trigger":     {`CREATE FUNCTION %a.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; CREATE TABLE %b.thing (); CREATE TRIGGER g BEFORE INSERT ON %b.thing FOR EACH ROW EXECUTE FUNCTION %a.f()`, "trigger g on table %b.thing depends on function %a.f()"},
+		"operator":    {`CREATE OPERATOR %a.=== (LEFTARG = int, RIGHTARG = int, FUNCTION = int4eq); CREATE VIEW %b.thing AS SELECT 1 OPERATOR(%a.===) 2 AS b`, "view %b.thing depends on operator %a.===(integer,integer)"},
+		"collation":   {`CREATE COLLATION %a.c FROM "C"; CREATE TABLE %b.thing (a text COLLATE %a.c)`, "column a of table %b.thing depends on collation %a.c"},
+		"statistics":  {`CREATE STATISTICS %b.s ON org_id, key FROM %a.idempotency_records; CREATE TABLE %b.thing (n integer)`, "statistics object %b.s depends on table %a.idempotency_records"},
+		"policy":      {`CREATE TABLE %b.thing (k text); CREATE POLICY p ON %b.thing USING (k IN (SELECT key FROM %a.idempotency_steps))`, "policy p on table %b.thing depends on table %a.idempotency_steps"},
+		"cast":        {`CREATE TYPE %a.colour AS ENUM ('red'); CREATE CAST (text AS %a.colour) WITH INOUT`, "cast from text to %a.colour depends on type %a.colour"},
 		"other kinds": {`CREATE COLLATION %a.c FROM "C"`, "collation %a.c is in it"},
 		"text search": {`CREATE TABLE %b.thing (n integer); CREATE TEXT SEARCH CONFIGURATION %a.c (COPY = pg_catalog.simple)`, "text search configuration %a.c is in it"},
 	} {
@@ -241,7 +246,13 @@ func TestProvisionNotesNoOlderVersion(t *testing.T) {
 		if step != "granted" {
 			return nil
 		}
-		return tenants.SetVersion(t.Context(), org, newer)
+		tenant, err := tenants.Tenant(t.Context(), org)
+		if err != nil {
+			return err
+		}
+		at := tenant.Placement()
+		at.Version = newer
+		return tenants.SetVersion(t.Context(), org, at)
 	}))
 	tenant, err := p.Provision(t.Context(), org)
 	if err != nil || tenant.Version != newer {

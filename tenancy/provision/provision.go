@@ -164,8 +164,9 @@ func (p *Provisioner) pool(cluster string) (*pgxpool.Pool, error) {
 // was cut off, and by several at once; a tenant that is active already is returned as it is.
 //
 // The error wraps [ErrState] if the tenant is suspended or being deleted, registry.ErrConflict
-// if the schema is another's, and [ErrNotPinned] if the schema exists and its tables may hold
-// records of others.
+// if the schema is another's, [ErrNotPinned] if the schema exists and its tables may hold
+// records of others, and migrations.ErrMoved if it is the empty one that a move has left of a
+// tenant that the registry does not know any more.
 func (p *Provisioner) Provision(ctx context.Context, orgID uuid.UUID) (registry.Tenant, error) {
 	tenant, err := p.tenants.Tenant(ctx, orgID)
 	if errors.Is(err, tenancy.ErrUnknownTenant) {
@@ -181,7 +182,7 @@ func (p *Provisioner) Provision(ctx context.Context, orgID uuid.UUID) (registry.
 	return p.ProvisionAt(ctx, orgID, tenant.Placement())
 }
 
-// ProvisionAt is Provision in the schema and cluster of at, whose Version is not used. The
+// ProvisionAt is Provision in the schema and cluster of at, whose Version is not read. The
 // error wraps registry.ErrConflict if the tenant has another.
 func (p *Provisioner) ProvisionAt(ctx context.Context, orgID uuid.UUID, at tenancy.Placement) (registry.Tenant, error) {
 	pool, err := p.pool(at.Cluster)
@@ -206,7 +207,8 @@ func (p *Provisioner) ProvisionAt(ctx context.Context, orgID uuid.UUID, at tenan
 	if err != nil {
 		return tenant, fmt.Errorf("provision: org %s: %w", orgID, err)
 	}
-	if err := p.tenants.SetVersion(ctx, orgID, version); err != nil {
+	at.Version = version
+	if err := p.tenants.SetVersion(ctx, orgID, at); err != nil {
 		return tenant, fmt.Errorf("provision: %w", err)
 	}
 	if err := p.step("version"); err != nil {

@@ -15,6 +15,7 @@ type entry struct {
 	placement tenancy.Placement
 	err       error // beside it; nil for a tenant that is served
 	read      int64 // when, on the clock of the registry: no later than the query began
+	anew      bool  // it was read because what was known before was found wrong
 
 	next   atomic.Pointer[entry]
 	used   atomic.Bool // since the hand of the clock last went by

@@ -16,11 +16,13 @@ const (
 	deafLife = 900 * time.Millisecond
 	// unknownLife is how long an org_id counts as unknown.
 	unknownLife = time.Second
+	// refreshPause is how long what was read anew is not read anew again.
+	refreshPause = time.Second
 	// unknownSize is how many org_ids are remembered as unknown.
 	unknownSize = 4096
 )
 
-var _ tenancy.Placer = (*Registry)(nil)
+var _ tenancy.Refresher = (*Registry)(nil)
 
 // Schema implements [tenancy.Directory]. See [Registry.Place].
 func (r *Registry) Schema(ctx context.Context, orgID uuid.UUID) (tenancy.Schema, error) {
@@ -50,20 +52,35 @@ func (r *Registry) Place(ctx context.Context, orgID uuid.UUID) (tenancy.Placemen
 				e.used.Store(true)
 			}
 			if age > life/2 && e.err == nil && e.asking.CompareAndSwap(false, true) {
-				r.ask(orgID) // in time, so that no request of a busy tenant has to wait for it
+				r.ask(orgID, false) // in time, so that no request of a busy tenant has to wait for it
 			}
 			return e.placement, e.err
 		}
 	}
-	return r.find(ctx, orgID)
+	return r.find(ctx, orgID, false)
+}
+
+// Refresh implements [tenancy.Refresher]: it forgets what it knows of the tenant and asks the
+// database, once in a second at most for each. While that cannot be asked it returns an
+// error, and not what was known, which is wrong.
+func (r *Registry) Refresh(ctx context.Context, orgID uuid.UUID) (tenancy.Placement, error) {
+	r.mu.Lock()
+	e := r.known.get(orgID)
+	if e != nil && e.anew && r.now()-e.read < int64(refreshPause) && e.read >= r.freshFrom.Load() {
+		r.mu.Unlock()
+		return e.placement, e.err
+	}
+	r.known.drop(orgID)
+	r.mu.Unlock()
+	return r.find(ctx, orgID, true)
 }
 
 // find asks the database. While it cannot be asked, what was known is the answer.
-func (r *Registry) find(ctx context.Context, orgID uuid.UUID) (tenancy.Placement, error) {
+func (r *Registry) find(ctx context.Context, orgID uuid.UUID, anew bool) (tenancy.Placement, error) {
 	if orgID == uuid.Nil {
 		return tenancy.Placement{}, fmt.Errorf("%w: org_id is the nil UUID", tenancy.ErrUnknownTenant)
 	}
-	l := r.ask(orgID)
+	l := r.ask(orgID, anew)
 	if r.failing() {
 		if e := r.outdated(orgID); e != nil {
 			return e.placement, e.err

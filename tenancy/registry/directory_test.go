@@ -333,7 +333,7 @@ func TestNotificationOvertakesALookup(t *testing.T) {
 			t.Fatal(err)
 		}
 		// A change that is told after it: when that was heard, the first was.
-		if err := manager.SetVersion(t.Context(), known.OrgID, known.Version+1); err != nil {
+		if err := manager.SetVersion(t.Context(), known.OrgID, at(known, known.Version+1)); err != nil {
 			t.Fatal(err)
 		}
 		known.Version++
@@ -443,7 +443,7 @@ func TestDatabaseHangs(t *testing.T) {
 	if err := tx.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.SetVersion(t.Context(), tenant.OrgID, 2); err != nil {
+	if err := r.SetVersion(t.Context(), tenant.OrgID, at(tenant, 2)); err != nil {
 		t.Fatal(err)
 	}
 	tenant.Version = 2

@@ -36,6 +36,9 @@
 // a tenant that was known is served as it was for [WithStale], 5 minutes: one that was
 // suspended or moved meanwhile as well. [Registry.Listening] says whether it listens.
 //
+// A store that finds the tables of a tenant missing has it looked up anew ([Registry.Refresh]),
+// once in a second at most, and so finds one that was moved.
+//
 // Whoever moves a tenant must therefore not trust that all processes have seen that it is
 // suspended: make the old schema unusable, by renaming it say, before its rows are copied.
 // Then a process that was cut off gets errors and writes nothing where nobody looks.

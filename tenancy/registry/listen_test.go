@@ -104,7 +104,7 @@ func TestChangesAreSeen(t *testing.T) {
 		must(r.SetState(ctx, tenant.OrgID, registry.Suspended, registry.Active))
 		tenant.State = registry.Suspended
 		seen("suspended")
-		must(nil, r.SetVersion(ctx, tenant.OrgID, int64(round+1)))
+		must(nil, r.SetVersion(ctx, tenant.OrgID, at(tenant, int64(round+1))))
 		tenant.Version = int64(round + 1)
 		seen("migrated")
 		must(nil, r.Remove(ctx, tenant.OrgID, registry.Suspended))
@@ -194,7 +194,7 @@ func TestUnknownOrgsSignUp(t *testing.T) {
 			t.Fatal(err)
 		}
 		// A change that is told after it: when that was heard, the first was.
-		if err := manager.SetVersion(t.Context(), known.OrgID, known.Version+1); err != nil {
+		if err := manager.SetVersion(t.Context(), known.OrgID, at(known, known.Version+1)); err != nil {
 			t.Fatal(err)
 		}
 		known.Version++
@@ -262,7 +262,7 @@ func TestPulseLeavesTheConnection(t *testing.T) {
 		return len(pids) == 1
 	})
 	for version := range int64(200) {
-		if err := manager.SetVersion(t.Context(), tenant.OrgID, version+1); err != nil {
+		if err := manager.SetVersion(t.Context(), tenant.OrgID, at(tenant, version+1)); err != nil {
 			t.Fatal(err)
 		}
 		tenant.Version = version + 1

@@ -27,6 +27,7 @@ type lookup struct {
 	entry *entry
 	err   error
 
+	anew     bool // what was known is wrong
 	sent     bool // in a query
 	detached bool // the tenant may have changed since: good for those who wait already
 }
@@ -36,7 +37,7 @@ type lookup struct {
 // One query is under way at a time, and the next is for all org_ids that are wanted
 // meanwhile. So the database is never asked by more than one connection, whoever sends how
 // many org_ids.
-func (r *Registry) ask(orgID uuid.UUID) *lookup {
+func (r *Registry) ask(orgID uuid.UUID, anew bool) *lookup {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	l := r.lookups[orgID]
@@ -45,6 +46,7 @@ func (r *Registry) ask(orgID uuid.UUID) *lookup {
 		r.lookups[orgID] = l
 		r.queue = append(r.queue, l)
 	}
+	l.anew = l.anew || anew
 	if r.looking == nil {
 		r.looking = make(chan struct{})
 		go r.look(r.looking)
@@ -91,6 +93,7 @@ func (r *Registry) answer(batch []*lookup) bool {
 	for _, l := range batch {
 		if l.err = err; err == nil {
 			l.entry = newEntry(l.orgID, tenants[l.orgID], began)
+			l.entry.anew = l.anew
 		}
 		if l.detached {
 			continue

@@ -58,6 +58,13 @@ func perOrg(t testing.TB, org uuid.UUID) tenancy.Schema {
 	return schema
 }
 
+// at returns where a tenant is, with a version.
+func at(tenant registry.Tenant, version int64) tenancy.Placement {
+	place := tenant.Placement()
+	place.Version = version
+	return place
+}
+
 // add registers a new tenant in the given state.
 func add(t testing.TB, r *registry.Registry, state registry.State) registry.Tenant {
 	t.Helper()

@@ -168,18 +168,27 @@ func (r *Registry) unless(ctx context.Context, step string, orgID uuid.UUID, fro
 	return t, fmt.Errorf("%w: %s %s: it is %s and not %v", ErrState, step, orgID, t.State, from)
 }
 
-// SetVersion notes that the tenant's schema has had the migrations up to version. A version
-// that is no newer than the one noted changes nothing: migrations are not taken back, and who
-// notes an older one comes late. The error wraps [tenancy.ErrUnknownTenant] if orgID is not
-// registered.
-func (r *Registry) SetVersion(ctx context.Context, orgID uuid.UUID, version int64) error {
+// SetVersion notes that the tenant's schema has had the migrations up to the version of at, if
+// it is still in the schema and cluster of at: what was migrated where a tenant was says
+// nothing of where it is. A version that is no newer than the one noted changes nothing:
+// migrations are not taken back, and who notes an older one comes late.
+//
+// The error wraps [ErrConflict] if the tenant is elsewhere by now, and
+// [tenancy.ErrUnknownTenant] if orgID is not registered.
+func (r *Registry) SetVersion(ctx context.Context, orgID uuid.UUID, at tenancy.Placement) error {
 	// Where that is no change, nobody is told.
-	_, err := r.one(ctx, `UPDATE /*control.*/tenants t SET version = $2 WHERE t.org_id = $1 AND t.version < $2 RETURNING `+columns, orgID, version)
-	if errors.Is(err, pgx.ErrNoRows) {
-		_, err = r.tenant(ctx, "set version of org", orgID)
-		return err
+	_, err := r.one(ctx, `
+		UPDATE /*control.*/tenants t SET version = $4
+		WHERE t.org_id = $1 AND t.schema_name = $2 AND t.cluster = $3 AND t.version < $4 RETURNING `+columns,
+		orgID, at.Schema.String(), at.Cluster, at.Version)
+	if !errors.Is(err, pgx.ErrNoRows) {
+		return r.translate("set version of org", orgID, err)
 	}
-	return r.translate("set version of org", orgID, err)
+	t, err := r.tenant(ctx, "set version of org", orgID)
+	if err == nil && (t.Schema != at.Schema || t.Cluster != at.Cluster) {
+		return fmt.Errorf("%w: set version of org %s: it is in schema %s of cluster %q and not %s of %q", ErrConflict, orgID, t.Schema, t.Cluster, at.Schema, at.Cluster)
+	}
+	return err
 }
 
 // Move notes that the tenant's records are in the schema and cluster of to, if they have

@@ -78,7 +78,7 @@ func TestATenantsLife(t *testing.T) {
 	same(got)
 
 	for i, version := range []int64{5, 5, 4, 0} { // only the first changes anything: a version is not taken back
-		if err := r.SetVersion(ctx, org, version); err != nil {
+		if err := r.SetVersion(ctx, org, at(want, version)); err != nil {
 			t.Fatal(err)
 		}
 		got, err := r.Tenant(ctx, org)
@@ -108,6 +108,14 @@ func TestATenantsLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	same(got)
+	// A migration that ends where the tenant was says nothing of where it is.
+	from.Version = 8
+	if err := r.SetVersion(ctx, org, from); !errors.Is(err, registry.ErrConflict) || !strings.Contains(err.Error(), `cluster "eu-2"`) {
+		t.Errorf("a version of where it is not: %v", err)
+	}
+	if got, err := r.Tenant(ctx, org); err != nil || got.Version != 5 {
+		t.Errorf("version %d, %v", got.Version, err)
+	}
 	if err := r.Move(ctx, org, from, tenancy.Placement{Schema: parse(t, "third")}); !errors.Is(err, registry.ErrConflict) {
 		t.Errorf("moved from where it is not: %v", err)
 	}
@@ -128,7 +136,7 @@ func TestATenantsLife(t *testing.T) {
 	_, err = r.SetState(ctx, org, registry.Active)
 	for step, err := range map[string]error{
 		"look up": func() error { _, err := r.Tenant(ctx, org); return err }(),
-		"remove":  r.Remove(ctx, org), "version": r.SetVersion(ctx, org, 6), "move": r.Move(ctx, org, from, to), "state": err,
+		"remove":  r.Remove(ctx, org), "version": r.SetVersion(ctx, org, to), "move": r.Move(ctx, org, from, to), "state": err,
 	} {
 		if !errors.Is(err, tenancy.ErrUnknownTenant) || !strings.Contains(err.Error(), org.String()) {
 			t.Errorf("%s after it was removed: %v", step, err)
@@ -300,7 +308,7 @@ func TestManagingThroughAPooler(t *testing.T) {
 		if _, err := r.SetState(ctx, tenant.OrgID, registry.Active, registry.Provisioning); err != nil {
 			t.Errorf("%v: %v", mode, err)
 		}
-		if err := r.SetVersion(ctx, tenant.OrgID, 3); err != nil {
+		if err := r.SetVersion(ctx, tenant.OrgID, at(tenant, 3)); err != nil {
 			t.Errorf("%v: %v", mode, err)
 		}
 		if err := r.Move(ctx, tenant.OrgID, tenant.Placement(), tenancy.Placement{Schema: tenant.Schema, Cluster: "b"}); err != nil {
