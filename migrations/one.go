@@ -144,7 +144,7 @@ func (r *runner) advance(ctx context.Context, conn *pgx.Conn, result *Result) (d
 		return false, err
 	}
 	if !now.table {
-		if r.existingOnly || result.before.table || result.before.exists && !now.exists {
+		if r.existingOnly || r.existingSchema && !now.exists || result.before.table || result.before.exists && !now.exists {
 			return false, ErrAbsent
 		}
 		result.before.exists = now.exists

@@ -19,6 +19,7 @@ type config struct {
 	reconnect        time.Duration
 	dryRun           bool
 	existingOnly     bool
+	existingSchema   bool
 	versionsOnly     bool
 	onResult         func(Result)
 	onProgress       func(Progress)
@@ -106,6 +107,11 @@ func IsDryRun(opts ...Option) bool {
 // made. It is for tenants that are known to have one: an empty schema in the place of one
 // that was lost would run requests again that had been answered.
 func WithExistingOnly() Option { return func(c *config) { c.existingOnly = true } }
+
+// WithExistingSchema has a schema that is missing fail with [ErrAbsent] instead of being made,
+// while one that is empty is filled. It is for whoever has made the schema: it was dropped in
+// between if it is missing.
+func WithExistingSchema() Option { return func(c *config) { c.existingSchema = true } }
 
 // WithResult has fn called as each tenant ends, one at a time, so that a caller can write
 // down its version. The workers wait for it.

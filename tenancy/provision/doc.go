@@ -20,6 +20,13 @@
 // (CREATEROLE). The service itself should connect as another role, with no more than
 // [WithServiceRole] grants it.
 //
+// A run may also be held up anywhere, by a debugger or a network, and go on when others have
+// dropped the tenant and it has signed up anew: it changes nothing of the new tenant, and its
+// error wraps [ErrState]. For that, the comment on a schema ends in the generation of the tenant
+// that it was made for, "[pgidem: tenant ORG of TIME]", by the time at which that was
+// registered. What is said before it is kept. The comment on a tenant's role names the tenant
+// and the database.
+//
 // # A role for each tenant
 //
 // With [WithTenantRoles] a transaction of the service may shed its rights to all tenants but one:
