@@ -219,3 +219,28 @@ func TestTheCommentOnASchema(t *testing.T) {
 	}
 	wantGone(t, pool, tenants, tenant)
 }
+
+// TestALateProvisionBringsNobodyBack: also where it is held up on its way to what it sends by
+// other means.
+func TestALateProvisionBringsNobodyBack(t *testing.T) {
+	t.Parallel()
+	pool, role := newPool(t)
+	other, tenants := newProvisioner(t, pool, provision.WithServiceRole(role))
+	for _, at := range []string{"registered", "taken", "schema", "granted", "version"} {
+		org := uuid.New()
+		late, _ := newProvisioner(t, pool, provision.WithServiceRole(role), provision.WithStep(func(step string) error {
+			if step != at {
+				return nil
+			}
+			return other.Drop(t.Context(), org, org.String())
+		}))
+		tenant, err := late.Provision(t.Context(), org)
+		if !errors.Is(err, provision.ErrState) && !errors.Is(err, tenancy.ErrUnknownTenant) {
+			t.Errorf("dropped after %s: %v", at, err)
+		}
+		wantGone(t, pool, tenants, registry.Tenant{OrgID: org, Schema: parse(t, "tenant_"+strings.ReplaceAll(org.String(), "-", ""))})
+		if tenant.State == registry.Active {
+			t.Errorf("dropped after %s: %+v", at, tenant)
+		}
+	}
+}
