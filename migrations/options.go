@@ -66,9 +66,10 @@ func newConfig(opts []Option) (config, error) {
 func WithWorkers(n int) Option { return func(c *config) { c.workers = n } }
 
 // WithLockTimeout bounds how long a migration waits for a lock on a table of the tenant. An
-// ALTER TABLE that waits for a long transaction has every later request of the tenant wait
-// behind itself, so this is also how long the tenant is held up at most. After it the tenant
-// is put back.
+// ALTER TABLE that waits for a long transaction has every later request for that table wait
+// behind itself, so this is how long one lock holds them up at most. It is no bound for the
+// tenant: a migration of several tables keeps what it has locked while it waits for the next
+// lock, which may take it as long again. After it the tenant is put back.
 //
 // Defaults to 1.5 seconds, which is more than the server's deadlock_timeout, 1 second unless it
 // is set: an autovacuum of the table gives way to who has waited for that long, and never to
