@@ -16,7 +16,7 @@
 //
 // It is for tools and for the code of a service that signs tenants up: it compiles goose,
 // which the request path does without. The role of the pool makes schemas (CREATE on the
-// database) and owns what is in them; with [WithTenantRoles] it makes roles as well
+// database) and owns them and what is in them; with [WithTenantRoles] it makes roles as well
 // (CREATEROLE). The service itself should connect as another role, with no more than
 // [WithServiceRole] grants it.
 //

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -243,4 +244,45 @@ func TestALateProvisionBringsNobodyBack(t *testing.T) {
 			t.Errorf("dropped after %s: %+v", at, tenant)
 		}
 	}
+}
+
+// TestOneConnectionIsEnough, for the registry as well: no step asks for a second one while it
+// has the first.
+func TestOneConnectionIsEnough(t *testing.T) {
+	t.Parallel()
+	pool, role := newPool(t)
+	cfg := pool.Config()
+	cfg.MaxConns = 1
+	single, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(single.Close)
+	p, tenants := newProvisioner(t, single, provision.WithServiceRole(role))
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	org := uuid.New()
+	schema := parse(t, "tenant_"+strings.ReplaceAll(org.String(), "-", ""))
+	if err := migrations.Up(ctx, pool.Config().ConnString(), schema); err != nil { // to be taken over
+		t.Fatal(err)
+	}
+	err = p.Many(ctx, 3, func(yield func(uuid.UUID, error) bool) {
+		_ = yield(org, nil) && yield(uuid.New(), nil) && yield(uuid.New(), nil)
+	}, func(org uuid.UUID, _ registry.Tenant, err error) {
+		if err != nil {
+			t.Errorf("%s: %v", org, err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tenant, err := p.Suspend(ctx, org)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, pool, `COMMENT ON SCHEMA `+schema.Quoted()+` IS 'of nobody'`)
+	if err := p.Drop(ctx, org, org.String()); err != nil {
+		t.Fatal(err)
+	}
+	wantGone(t, pool, tenants, tenant)
 }
