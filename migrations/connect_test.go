@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -67,11 +68,12 @@ func TestAllGoesOnWithOneConnection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = tx.Rollback(context.Background()) }()
+	release := sync.OnceFunc(func() { _ = tx.Rollback(context.Background()) })
+	defer release()
 	if _, err := tx.Exec(t.Context(), `LOCK TABLE `+schemas[0].Quoted()+`.idempotency_records IN ACCESS SHARE MODE`); err != nil {
 		t.Fatal(err)
 	}
-	time.AfterFunc(5*time.Second, func() { _ = tx.Rollback(context.Background()) })
+	defer time.AfterFunc(5*time.Second, release).Stop()
 	report, err := migrations.All(t.Context(), url, migrations.Schemas(schemas...), migrations.WithLockTimeout(time.Minute), migrations.WithReconnect(3*time.Second),
 		migrations.WithFS(upTo(t, latest, another)))
 	if err != nil || report.Migrated != 3 || report.Refused == 0 {
