@@ -67,7 +67,7 @@ bench: $(BIN)/benchstat ## Compare with a bare handler and with peers, as ratios
 	@$(BIN)/benchstat -col /impl -row /work $(BIN)/bench.txt
 
 .PHONY: bench-migrations
-bench-migrations: ## Measure how long TENANTS (default 1000) take to be made, migrated and compared
+bench-migrations: ## Measure how long TENANTS (default 1000) take to be made, migrated, compared and purged, and what memory and catalogs they need
 	PGIDEM_SCALE_TENANTS=$(TENANTS) $(GO) test -run='^TestScale$$' -v -count=1 -timeout=60m ./migrations
 
 .PHONY: kill-tenants

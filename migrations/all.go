@@ -25,7 +25,11 @@ type Report struct {
 	// before: by its context, or for want of a server.
 	Unreached int
 	Failures  []Result // of the Failed, in the order in which they failed
-	Duration  time.Duration
+	// Refused is how often a worker got no connection, and RefusedErr why it did not the last
+	// time. That is no tenant's failure: the other workers went on.
+	Refused    int
+	RefusedErr error
+	Duration   time.Duration
 }
 
 // Progress is how far a run is.
@@ -53,9 +57,13 @@ type Progress struct {
 // [ErrFailed]. All may be run again, also after it was killed, and continues with those that
 // are not through. Two runs at a time share the work.
 //
-// All ends early if ctx does, or if the server cannot be reached for half a minute; the error
-// says so and the Report how many were not reached. The role needs CREATE on the database to
-// make schemas, and must own the tables of those that are there.
+// All ends early if ctx does, or if no worker can get a connection for half a minute; the error
+// says so and the Report how many were not reached. A worker that cannot while others can, since
+// the server has no more to give, say, tries again now and then. When All returns the server has
+// ended what it was doing for the run; where it does not answer, All waits for 5 seconds.
+//
+// The role needs CREATE on the database to make schemas, and must own the tables of those that
+// are there.
 func All(ctx context.Context, databaseURL string, targets iter.Seq2[Target, error], opts ...Option) (Report, error) {
 	c, err := newConfig(opts)
 	if err != nil {
@@ -111,6 +119,8 @@ type fleet struct {
 	report  Report
 	start   time.Time
 	working time.Time // from when on workers have been at it
+	open    int       // connections of workers
+	without time.Time // from when on there has been none
 }
 
 func (f *fleet) run(ctx context.Context, list []Target) error {
@@ -121,11 +131,15 @@ func (f *fleet) run(ctx context.Context, list []Target) error {
 	if err != nil {
 		return err
 	}
-	f.queue = newQueue(todo)
+	// Who waits for a connection does so for as long as there is something to do.
+	busy, over := context.WithCancel(ctx)
+	defer over()
+	f.queue = newQueue(todo, over)
 	f.working = time.Now()
+	f.without = f.working
 	var workers sync.WaitGroup
 	for range min(f.workers, len(todo)) {
-		workers.Go(func() { f.work(ctx) })
+		workers.Go(func() { f.work(ctx, busy) })
 	}
 	workers.Wait()
 	return context.Cause(ctx)
@@ -137,7 +151,7 @@ func (f *fleet) sift(ctx context.Context, list []Target) (todo []Result, err err
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	defer hangUp(ctx, conn)
 	for rest := list; len(rest) > 0; {
 		part := rest[:min(chunk, len(rest))]
 		rest = rest[len(part):]
@@ -180,28 +194,22 @@ func (r *runner) idle(s state) (Outcome, bool) {
 }
 
 // work takes tenants until none is left.
-func (f *fleet) work(ctx context.Context) {
+func (f *fleet) work(ctx, busy context.Context) {
 	var conn *pgx.Conn
-	defer func() {
-		if conn != nil {
-			_ = conn.Close(context.WithoutCancel(ctx))
-		}
-	}()
+	defer func() { f.disconnect(ctx, conn) }()
 	for seen := 0; ; seen++ {
+		if conn != nil && (conn.IsClosed() || seen%perConnection == 0) {
+			f.disconnect(ctx, conn)
+			conn = nil
+		}
+		if conn == nil { // before it has a tenant, which would have to wait for it
+			if conn = f.connect(busy); conn == nil {
+				return
+			}
+		}
 		result, ok := f.queue.take(ctx)
 		if !ok {
 			return
-		}
-		if conn != nil && (conn.IsClosed() || seen%perConnection == 0) {
-			_ = conn.Close(context.WithoutCancel(ctx))
-			conn = nil
-		}
-		if conn == nil {
-			var err error
-			if conn, err = f.connect(ctx); err != nil {
-				f.stop(err)
-				return
-			}
 		}
 		err := f.try(ctx, conn, &result)
 		switch {
@@ -216,27 +224,6 @@ func (f *fleet) work(ctx context.Context) {
 			f.end(result)
 		}
 		f.queue.done()
-	}
-}
-
-// connect tries for a while, since a server that restarts is no reason to give up.
-func (f *fleet) connect(ctx context.Context) (*pgx.Conn, error) {
-	for deadline, pause := time.Now().Add(f.reconnect), f.pause; ; pause = min(2*pause, max(f.pause, maxPause)) {
-		conn, err := pgx.ConnectConfig(ctx, f.conn)
-		if err == nil {
-			return conn, nil
-		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		if time.Now().Add(pause).After(deadline) {
-			return nil, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		case <-time.After(pause):
-		}
 	}
 }
 

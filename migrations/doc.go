@@ -28,7 +28,9 @@
 // table wait behind it. Then the tenant is put back and tried again later, up to ten times
 // ([WithTries]). So is one that another run has in its hands: two runs share the work, by
 // advisory locks that belong to transactions and that Up takes, too. A run sets nothing on
-// its connections that outlives a transaction.
+// its connections that outlives a transaction. One that gets fewer connections than it has
+// workers makes do with those; one that is stopped returns when the server has ended what it was
+// doing.
 //
 // [Status] says which schemas are behind, and which are not what the migrations made any
 // more, by comparing each with one that it makes and takes back; [Describe] and [Compare] are

@@ -17,7 +17,7 @@ var (
 	ErrBusy = errors.New("busy")
 
 	// ErrAbsent is in the error of a tenant whose schema is missing, or empty, under
-	// [WithExistingOnly], or is so when its turn comes though it was there when the run began:
+	// [WithExistingOnly], missing under [WithExistingSchema], or is so when its turn comes though it was there when the run began:
 	// the tenant was dropped in between, and its schema is not made anew.
 	ErrAbsent = errors.New("the schema is missing or empty")
 

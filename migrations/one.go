@@ -147,7 +147,7 @@ func (r *runner) advance(ctx context.Context, conn *pgx.Conn, result *Result) (d
 		if err := ifMoved(result.Schema, now.comment); err != nil {
 			return false, err
 		}
-		if r.existingOnly || result.before.table || result.before.exists && !now.exists {
+		if r.existingOnly || r.existingSchema && !now.exists || result.before.table || result.before.exists && !now.exists {
 			return false, ErrAbsent
 		}
 		result.before.exists = now.exists

@@ -19,6 +19,7 @@ type config struct {
 	reconnect        time.Duration
 	dryRun           bool
 	existingOnly     bool
+	existingSchema   bool
 	versionsOnly     bool
 	onResult         func(Result)
 	onProgress       func(Progress)
@@ -65,9 +66,10 @@ func newConfig(opts []Option) (config, error) {
 func WithWorkers(n int) Option { return func(c *config) { c.workers = n } }
 
 // WithLockTimeout bounds how long a migration waits for a lock on a table of the tenant. An
-// ALTER TABLE that waits for a long transaction has every later request of the tenant wait
-// behind itself, so this is also how long the tenant is held up at most. After it the tenant
-// is put back.
+// ALTER TABLE that waits for a long transaction has every later request for that table wait
+// behind itself, so this is how long one lock holds them up at most. It is no bound for the
+// tenant: a migration of several tables keeps what it has locked while it waits for the next
+// lock, which may take it as long again. After it the tenant is put back.
 //
 // Defaults to 1.5 seconds, which is more than the server's deadlock_timeout, 1 second unless it
 // is set: an autovacuum of the table gives way to who has waited for that long, and never to
@@ -106,6 +108,11 @@ func IsDryRun(opts ...Option) bool {
 // made. It is for tenants that are known to have one: an empty schema in the place of one
 // that was lost would run requests again that had been answered.
 func WithExistingOnly() Option { return func(c *config) { c.existingOnly = true } }
+
+// WithExistingSchema has a schema that is missing fail with [ErrAbsent] instead of being made,
+// while one that is empty is filled. It is for whoever has made the schema: it was dropped in
+// between if it is missing.
+func WithExistingSchema() Option { return func(c *config) { c.existingSchema = true } }
 
 // WithResult has fn called as each tenant ends, one at a time, so that a caller can write
 // down its version. The workers wait for it.

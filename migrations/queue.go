@@ -15,6 +15,7 @@ type queue struct {
 	back    []waiting // by time
 	taken   int
 	changed chan struct{} // closed, and replaced, when a waiter should look again
+	over    func()        // called when all are through
 }
 
 type waiting struct {
@@ -22,8 +23,8 @@ type waiting struct {
 	until  time.Time
 }
 
-func newQueue(results []Result) *queue {
-	return &queue{fresh: results, changed: make(chan struct{})}
+func newQueue(results []Result, over func()) *queue {
+	return &queue{fresh: results, changed: make(chan struct{}), over: over}
 }
 
 // take returns the next tenant, waiting for one to be due. It reports false when all are
@@ -93,6 +94,9 @@ func (q *queue) release() {
 	q.taken--
 	close(q.changed)
 	q.changed = make(chan struct{})
+	if q.taken == 0 && len(q.fresh)+len(q.back) == 0 {
+		q.over()
+	}
 }
 
 func (q *queue) waiting() int {

@@ -110,7 +110,7 @@ func (s *survey) work(ctx context.Context, cfg *pgx.ConnConfig, next <-chan int,
 	var conn *pgx.Conn
 	closeConn := func() {
 		if conn != nil {
-			_ = conn.Close(context.WithoutCancel(ctx))
+			hangUp(ctx, conn)
 		}
 	}
 	defer func() { closeConn() }()

@@ -54,8 +54,10 @@ func send(ctx context.Context, conn *pgx.Conn, sql string) ([][][]string, error)
 // abandon ends a transaction that came to nothing. If that fails the connection is closed,
 // so that it is not used again.
 func abandon(ctx context.Context, conn *pgx.Conn) {
-	if _, err := send(context.WithoutCancel(ctx), conn, "ROLLBACK"); err != nil {
-		_ = conn.PgConn().Close(context.WithoutCancel(ctx))
+	ctx, cancel := parting(ctx)
+	defer cancel()
+	if _, err := send(ctx, conn, "ROLLBACK"); err != nil {
+		_ = conn.PgConn().Close(ctx)
 	}
 }
 

@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"strings"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -16,116 +13,60 @@ import (
 	"github.com/pgidem/pgidem/tenancy"
 )
 
-// prepare makes the schemas that are missing, in batches.
+// prepare makes the schemas that are missing, and migrates those that an older version of this
+// program made.
 func prepare(ctx context.Context, url string, tenants int) error {
 	dir, err := tenancy.PerOrg("tenant_")
 	if err != nil {
 		return err
 	}
-	up, err := template()
+	shared, err := tenancy.ParseSchema(sharedSchema)
 	if err != nil {
+		return err
+	}
+	targets := func(yield func(migrations.Target, error) bool) {
+		if !yield(migrations.Target{Schema: shared}, nil) {
+			return
+		}
+		for n := range tenants {
+			org := orgOf(n)
+			schema, err := dir.Schema(ctx, org)
+			if !yield(migrations.Target{Schema: schema, OrgID: org}, err) || err != nil {
+				return
+			}
+		}
+	}
+	if err := whole(ctx, url); err != nil {
+		return err
+	}
+	report, err := migrations.All(ctx, url, targets)
+	if err != nil || report.Created+report.Migrated == 0 {
 		return err
 	}
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
-		return err
-	}
-	rows, _ := conn.Query(ctx, "SELECT nspname FROM pg_namespace")
-	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err = errors.Join(err, conn.Close(ctx)); err != nil {
-		return err
-	}
-	there := make(map[string]bool)
-	for _, name := range names {
-		there[name] = true
-	}
-	var missing []string
-	for n := range tenants {
-		schema, err := dir.Schema(ctx, orgOf(n))
-		if err != nil {
-			return err
-		}
-		if !there[schema.String()] {
-			missing = append(missing, schema.Quoted())
-		}
-	}
-	if !there[sharedSchema] {
-		missing = append(missing, sharedSchema)
-	}
-	if len(missing) == 0 {
-		return nil
-	}
-	began := time.Now()
-	work := make(chan []string)
-	const workers, batch = 2, 20
-	errs := make([]error, workers)
-	var wg sync.WaitGroup
-	for i := range workers {
-		wg.Go(func() { errs[i] = create(ctx, url, up, work) })
-	}
-	for len(missing) > 0 {
-		n := min(batch, len(missing))
-		work <- missing[:n]
-		missing = missing[n:]
-	}
-	close(work)
-	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	if conn, err = pgx.Connect(ctx, url); err != nil {
 		return err
 	}
 	_, err = conn.Exec(ctx, "VACUUM ANALYZE pg_class, pg_attribute, pg_index, pg_constraint, pg_type, pg_depend")
 	if err == nil {
 		_, err = conn.Exec(ctx, "CHECKPOINT")
 	}
-	fmt.Fprintf(os.Stderr, "made the missing schemas in %v\n", time.Since(began).Round(time.Second))
+	fmt.Fprintf(os.Stderr, "made %d schemas and migrated %d in %v\n", report.Created, report.Migrated, report.Duration.Round(time.Second))
 	return errors.Join(err, conn.Close(ctx))
 }
 
-// create makes schemas, those of a batch in one transaction. After an error it takes the
-// rest of the work and does nothing.
-func create(ctx context.Context, url, up string, work <-chan []string) error {
+// whole refuses a database whose schemas were made without noting their migrations, as this
+// program used to.
+func whole(ctx context.Context, url string) error {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
-		for range work {
-		}
 		return err
 	}
-	for batch := range work {
-		if err != nil {
-			continue
-		}
-		var sql strings.Builder
-		sql.WriteString("BEGIN;")
-		for _, schema := range batch {
-			fmt.Fprintf(&sql, "CREATE SCHEMA %s;SET LOCAL search_path = %s;%s", schema, schema, up)
-		}
-		sql.WriteString("COMMIT;")
-		_, err = conn.PgConn().Exec(ctx, sql.String()).ReadAll()
+	var old int
+	err = conn.QueryRow(ctx, `SELECT count(*) FROM pg_class AS c WHERE c.relname = 'idempotency_records' AND c.relkind = 'r'
+		AND NOT EXISTS (SELECT FROM pg_class AS v WHERE v.relnamespace = c.relnamespace AND v.relname = $1)`, migrations.VersionTable).Scan(&old)
+	if err == nil && old > 0 {
+		err = fmt.Errorf("%d schemas of this database do not say which migrations they have had, so an older version of this program made them: give a new database by -url", old)
 	}
 	return errors.Join(err, conn.Close(ctx))
-}
-
-// template returns the statements of all migrations together.
-func template() (string, error) {
-	files, err := fs.Glob(migrations.FS(), "*.sql")
-	if err != nil {
-		return "", err
-	}
-	var all strings.Builder
-	for _, name := range files {
-		text, err := fs.ReadFile(migrations.FS(), name)
-		if err != nil {
-			return "", err
-		}
-		_, up, ok := strings.Cut(string(text), "-- +goose Up\n")
-		up, _, ok2 := strings.Cut(up, "-- +goose Down\n")
-		if !ok || !ok2 {
-			return "", fmt.Errorf("migration %s has no Up and Down", name)
-		}
-		all.WriteString(up)
-	}
-	return all.String(), nil
 }

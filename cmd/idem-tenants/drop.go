@@ -125,7 +125,16 @@ func dropError(p place, err error) error {
 		return exitError{cli.ExitFailed, fmt.Errorf("schema %s holds what is not the library's: %s; nothing was dropped: take it away by hand, or give --foreign to drop it as well",
 			p.schema, strings.Join(foreign.Objects, ", "))}
 	}
-	if errors.Is(err, provision.ErrBusy) {
+	if dependent, ok := errors.AsType[*provision.DependentError](err); ok {
+		return exitError{cli.ExitFailed, fmt.Errorf("schema %s cannot be dropped alone: %s; nothing was dropped: drop or detach that by hand, since it may be in use elsewhere, and drop the tenant again",
+			p.schema, strings.Join(dependent.Objects, ", "))}
+	}
+	switch {
+	case errors.Is(err, provision.ErrNotPinned):
+		return exitError{cli.ExitFailed, fmt.Errorf("schema %s is another tenant's, by the constraints of its tables; nothing was dropped: correct the schema of %s in the registry's table tenants, or delete its row there if it has none: %w", p.schema, p.org, err)}
+	case errors.Is(err, provision.ErrRole):
+		return exitError{cli.ExitFailed, fmt.Errorf("%s is not dropped to the end: leave out --tenant-roles to leave the role alone, or do what follows: %w", p.org, err)}
+	case errors.Is(err, provision.ErrBusy):
 		return exitError{cli.ExitUnfinished, fmt.Errorf("%s is dropped in part, since others use it; drop it again to go on: %w", p.org, err)}
 	}
 	return err

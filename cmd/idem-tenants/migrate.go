@@ -39,8 +39,9 @@ fails. provision makes tenants.
 
 It may be stopped and run again, and continues; runs at the same time share the work. Each
 migration is a transaction. A tenant that fails stops no other. One whose tables are in
-use is put back when the lock timeout is over, and tried again later, so that it is never
-held up for longer than that. Tenants that are newer than this program are left alone.
+use is put back when the lock timeout is over, and tried again later, so that a migration
+holds up the requests for a table no longer than that for each lock that it waits for.
+Tenants that are newer than this program are left alone.
 
 A bar shows how far it is on a terminal, and a line every 10 seconds elsewhere. With --json
 it prints one object at the end: counts, what was changed, and failures with their
@@ -88,6 +89,7 @@ type migrateRun struct {
 	ended    []migrated // those with nothing to do are only counted
 	current  int
 	stopped  error // why tenants were left: errMaxDuration, or a signal
+	refused  error // workers that got no connection while others had one
 	err      error // the server was not to be reached any more
 	noted    error // versions that could not be noted in the registry
 }
@@ -200,9 +202,12 @@ func (r *migrateRun) server(ctx context.Context, s server, terms migrateTerms, r
 		report.tenant(m)
 		notes.take(m)
 	}))
-	_, err := migrations.All(ctx, s.url, s.seq(), opts...)
-	if errors.Is(err, migrations.ErrFailed) {
-		return nil
+	got, err := migrations.All(ctx, s.url, s.seq(), opts...)
+	if err != nil && !errors.Is(err, migrations.ErrFailed) {
+		return err
 	}
-	return err
+	if got.Refused > 0 {
+		r.refused = errors.Join(r.refused, fmt.Errorf("workers were refused a connection %d times, so that fewer did the work; give a smaller number of --workers, or let the role have more connections: %w", got.Refused, got.RefusedErr))
+	}
+	return nil
 }

@@ -102,26 +102,12 @@ func (f fixture) block(t testing.TB, schema tenancy.Schema) (unblock func()) {
 	return unblock
 }
 
-// idle waits until no statement of the program, run by this process, waits for a lock: after
-// a stop the server is asked to cancel what is under way, and may take its time.
+// idle checks that no statement of the program waits for a lock any more, now that it is gone.
 func (f fixture) idle(t testing.TB) {
 	t.Helper()
-	clitest.Eventually(t, "nothing waits for a lock", func() bool { return f.waiting(t) == 0 })
-}
-
-// abandon ends what a process that is gone has left on the server. It may be gone before the
-// server was asked to cancel what it waits for, which then goes on until the lock timeout.
-func (f fixture) abandon(t testing.TB) {
-	t.Helper()
-	clitest.Eventually(t, "the process has left nothing", func() bool {
-		var left int
-		err := f.pool.QueryRow(t.Context(), `SELECT count(pg_catalog.pg_terminate_backend(pid)) FROM pg_catalog.pg_stat_activity
-			WHERE application_name = 'idem-tenants' AND datname = current_database()`).Scan(&left)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return left == 0
-	})
+	if n := f.waiting(t); n > 0 {
+		t.Errorf("%d statements still wait for a lock", n)
+	}
 }
 
 // waiting returns how many statements of the program wait for a lock.

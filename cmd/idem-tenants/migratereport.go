@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -139,6 +140,9 @@ func (t *textMigrateReport) end(r migrateRun) {
 	if r.chosen.unfit != nil {
 		t.app.errf("warning: not visited: %s", cli.OneLine(r.chosen.unfit))
 	}
+	if r.refused != nil {
+		t.app.errf("warning: %s", cli.OneLine(r.refused))
+	}
 	if r.noted != nil {
 		t.app.errf("%s", cli.OneLine(r.noted))
 	}
@@ -272,8 +276,8 @@ func (j jsonMigrateReport) end(r migrateRun) {
 	if r.stopped != nil {
 		object.Stopped = r.stopped.Error()
 	}
-	if r.chosen.unfit != nil {
-		object.Warning = cli.OneLine(r.chosen.unfit)
+	if err := errors.Join(r.chosen.unfit, r.refused); err != nil {
+		object.Warning = cli.OneLine(err)
 	}
 	switch {
 	case r.err != nil:

@@ -33,6 +33,7 @@ func TestSignals(t *testing.T) {
 			t.Fatal(err)
 		}
 		go func() { ended <- p.Wait() }()
+		t.Cleanup(func() { _ = p.Process.Kill() }) // if it goes on
 		clitest.Eventually(t, "it waits for a lock, and the other is through", func() bool { return f.waiting(t) == 1 && f.noted(t, other) })
 		return p, out, ended
 	}
@@ -63,7 +64,7 @@ func TestSignals(t *testing.T) {
 		if got.Left != 1 || got.Stopped != "signal interrupt" {
 			t.Errorf("%s", out.String())
 		}
-		f.abandon(t)
+		f.idle(t)
 	})
 	t.Run("a second ends it at once", func(t *testing.T) {
 		p, _, ended := launch(t)

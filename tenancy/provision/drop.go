@@ -41,8 +41,9 @@ type dropping struct{ foreign bool }
 // something in this one, Drop fails and says so.
 func WithForeign() DropOption { return func(d *dropping) { d.foreign = true } }
 
-// Drop takes a suspended tenant, or one that was never made to the end, away for good: its tables one by one, each in a short
-// transaction of its own, then the schema, its role, and last its entry in the registry.
+// Drop takes a suspended tenant, or one that was never made to the end, away for good: its
+// tables one by one, each in a short transaction of its own, then the schema, its role, and last
+// its entry in the registry.
 // Nothing waits for a lock for long, and no other tenant is touched. Confirm must be the name
 // of the schema or the org_id.
 //
@@ -56,12 +57,13 @@ func WithForeign() DropOption { return func(d *dropping) { d.foreign = true } }
 // be asked has Drop fail as its last but one step, and is asked again by the next.
 //
 // A tenant that is not registered is gone: the error wraps tenancy.ErrUnknownTenant. The error
-// wraps [ErrNotConfirmed]; [ErrState] for a tenant that is active, or was moved meanwhile, or
-// is elsewhere by what a move has left; [ErrNotPinned] if tables in the schema are another
-// tenant's; it is a [*ForeignError] if there is something in the schema that is not this
-// library's and WithForeign was not given, and a [*DependentError] if something elsewhere
-// depends on what is in it; nothing has been dropped then. It wraps [ErrBusy] if others hold a
-// table for too long.
+// wraps [ErrNotConfirmed]; [ErrState] for a tenant that is active, or was moved, or dropped and
+// made anew, meanwhile, or is elsewhere by what a move has left; [ErrRole], under
+// [WithTenantRoles], if the role of the schema's name is not the tenant's; [ErrNotPinned] if
+// tables in the schema are another tenant's; it is a [*ForeignError] if there is something in the
+// schema that is not this library's and WithForeign was not given, and a [*DependentError] if
+// something elsewhere depends on what is in it; nothing has been dropped then. It wraps [ErrBusy]
+// if others hold a table for too long.
 func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string, opts ...DropOption) error {
 	var d dropping
 	for _, opt := range opts {
@@ -77,6 +79,7 @@ func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string,
 	if tenant.State == registry.Active {
 		return fmt.Errorf("%w: org %s is %s; suspend it first", ErrState, orgID, tenant.State)
 	}
+	g := p.tenants.Generation(tenant)
 	pool, err := p.pool(tenant.Cluster)
 	if err != nil {
 		return err
@@ -85,7 +88,7 @@ func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string,
 	case err != nil:
 		return fmt.Errorf("provision: look into schema %s: %w", tenant.Schema, err)
 	case ok && tenant.State == registry.Provisioning:
-		return p.remove(ctx, orgID, registry.Provisioning) // the schema never was this tenant's
+		return p.remove(ctx, g, registry.Provisioning) // the schema never was this tenant's
 	case ok:
 		return fmt.Errorf("%w: schema %s of cluster %q says that org %s went to cluster %q; correct its placement in the registry, and drop it there", ErrState, tenant.Schema, tenant.Cluster, tombstone.OrgID, tombstone.Cluster)
 	}
@@ -96,7 +99,7 @@ func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string,
 	for _, table := range tables {
 		switch {
 		case tenant.State == registry.Provisioning && !table.pinnedTo(orgID):
-			return p.remove(ctx, orgID, registry.Provisioning) // the schema never was the tenant's
+			return p.remove(ctx, g, registry.Provisioning) // the schema never was the tenant's
 		case table.pinnedToAnother(orgID):
 			return fmt.Errorf("%w: table %s of schema %s is not pinned to org %s but %v", ErrNotPinned, table.name, tenant.Schema, orgID, table.check)
 		}
@@ -107,10 +110,19 @@ func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string,
 	if len(outside) > 0 {
 		return &DependentError{Schema: tenant.Schema, Objects: outside}
 	}
+	if p.tenantRoles {
+		r, err := roleOf(ctx, pool, orgID, tenant.Schema)
+		if err == nil {
+			err = r.refuse(tenant.Schema)
+		}
+		if err != nil {
+			return fmt.Errorf("provision: drop the role of org %s: %w", orgID, err)
+		}
+	}
 	// From now on nobody moves the tenant.
-	now, err := p.tenants.SetState(ctx, orgID, registry.Deleting, tenant.State, registry.Deleting)
+	now, err := g.SetState(ctx, registry.Deleting, tenant.State, registry.Deleting)
 	if err != nil {
-		return fmt.Errorf("provision: %w", err)
+		return fmt.Errorf("provision: %w", replaced(err))
 	}
 	if now.Schema != tenant.Schema || now.Cluster != tenant.Cluster {
 		return fmt.Errorf("%w: org %s was moved from schema %s of cluster %q to %s of %q meanwhile; nothing has been dropped, so drop again", ErrState, orgID, tenant.Schema, tenant.Cluster, now.Schema, now.Cluster)
@@ -118,8 +130,18 @@ func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string,
 	if err := p.step("deleting"); err != nil {
 		return err
 	}
-	if err := p.empty(ctx, pool, tenant.Schema, objects); err != nil {
-		return fmt.Errorf("provision: drop schema %s: %w", tenant.Schema, err)
+	_, err = p.take(ctx, pool, g, tenant.Schema, false)
+	if errors.Is(err, tenancy.ErrUnknownTenant) {
+		return nil // another run was quicker; what is there now is not the tenant's
+	}
+	if err == nil {
+		err = p.step("taken")
+	}
+	if err == nil {
+		err = p.empty(ctx, pool, tenant, g, objects)
+	}
+	if err != nil {
+		return fmt.Errorf("provision: drop schema %s: %w", tenant.Schema, replaced(err))
 	}
 	// Where it had been before it was moved, its name is free again.
 	for cluster, pool := range p.clusters {
@@ -130,12 +152,12 @@ func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string,
 			return fmt.Errorf("provision: drop what moves of org %s have left in cluster %q: %w", orgID, cluster, err)
 		}
 	}
-	return p.remove(ctx, orgID, registry.Deleting)
+	return p.remove(ctx, g, registry.Deleting)
 }
 
-func (p *Provisioner) remove(ctx context.Context, orgID uuid.UUID, from registry.State) error {
-	if err := p.tenants.Remove(ctx, orgID, from); err != nil && !errors.Is(err, tenancy.ErrUnknownTenant) {
-		return fmt.Errorf("provision: %w", err)
+func (p *Provisioner) remove(ctx context.Context, g registry.Generation, from registry.State) error {
+	if err := g.Remove(ctx, from); err != nil && !errors.Is(err, tenancy.ErrUnknownTenant) {
+		return fmt.Errorf("provision: %w", replaced(err))
 	}
 	return p.step("removed")
 }
@@ -220,12 +242,13 @@ func notOurs(objects []object) []string {
 
 // empty drops the objects, the schema and the role. What another depends on is dropped after
 // that, so it goes round until nothing is left, or nothing more can be dropped.
-func (p *Provisioner) empty(ctx context.Context, pool *pgxpool.Pool, schema tenancy.Schema, objects []object) error {
+func (p *Provisioner) empty(ctx context.Context, pool *pgxpool.Pool, tenant registry.Tenant, g registry.Generation, objects []object) error {
+	schema := tenant.Schema
 	for len(objects) > 0 {
 		var held []object
 		var last error
 		for _, o := range objects {
-			err := p.alone(ctx, pool, schema, o.kind+" "+o.name)
+			err := p.alone(ctx, pool, schema, g, o.kind+" "+o.name)
 			if code(err) == "2BP01" { // dependent_objects_still_exist
 				held, last = append(held, o), err
 				continue
@@ -242,7 +265,7 @@ func (p *Provisioner) empty(ctx context.Context, pool *pgxpool.Pool, schema tena
 		}
 		objects = slices.Clip(held)
 	}
-	if err := p.alone(ctx, pool, schema, `DROP SCHEMA IF EXISTS `+schema.Quoted()); err != nil {
+	if err := p.alone(ctx, pool, schema, g, `DROP SCHEMA IF EXISTS `+schema.Quoted()); err != nil {
 		var pgErr *pgconn.PgError
 		if errors.As(err, &pgErr) && pgErr.Detail != "" {
 			return fmt.Errorf("%w: %s", err, pgErr.Detail)
@@ -255,39 +278,19 @@ func (p *Provisioner) empty(ctx context.Context, pool *pgxpool.Pool, schema tena
 	if !p.tenantRoles {
 		return nil
 	}
-	if err := p.alone(ctx, pool, schema, `DROP ROLE IF EXISTS `+schema.Quoted()); err != nil {
+	err := p.as(ctx, pool, g, schema, true, func(tx pgx.Tx) error { return dropRole(ctx, tx, tenant.OrgID, schema) })
+	if err != nil {
 		return fmt.Errorf("its role: %w", err)
 	}
 	return p.step("role")
 }
 
-// alone runs a statement in a transaction of its own that waits for no lock for long, and
-// tries again while others are in the way.
-func (p *Provisioner) alone(ctx context.Context, pool *pgxpool.Pool, schema tenancy.Schema, sql string) error {
-	for try := 1; ; try++ {
-		err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-			_, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = %d`, p.lockTimeout.Milliseconds()))
-			if err != nil {
-				return err
-			}
-			if _, err := tx.Exec(ctx, `SELECT pg_catalog.pg_advisory_xact_lock($1)`, lockID(schema)); err != nil {
-				return err
-			}
-			_, err = tx.Exec(ctx, sql)
-			return err
-		})
-		switch code(err) {
-		case "55P03", "40P01": // lock_not_available, deadlock_detected
-		default:
-			return err
-		}
-		if try == p.tries {
-			return fmt.Errorf("%w: drop again later: %w", ErrBusy, err)
-		}
-		if ended := p.rest(ctx); ended != nil {
-			return errors.Join(err, ended)
-		}
-	}
+// alone runs a statement in a transaction of its own.
+func (p *Provisioner) alone(ctx context.Context, pool *pgxpool.Pool, schema tenancy.Schema, g registry.Generation, sql string) error {
+	return p.as(ctx, pool, g, schema, true, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, sql)
+		return err
+	})
 }
 
 func code(err error) string {

@@ -22,8 +22,12 @@ var (
 	// not.
 	ErrNotConfirmed = errors.New("provision: not confirmed")
 
-	// ErrBusy is returned by [Provisioner.Drop] if others hold a table for too long. Drop
-	// again later.
+	// ErrRole is returned under [WithTenantRoles] if there is a role of the name of the tenant's
+	// schema that was not made for the tenant, or that can do more than a tenant's should. It is
+	// neither used nor dropped.
+	ErrRole = errors.New("provision: role is not the tenant's")
+
+	// ErrBusy is returned if others hold a table, or the schema, for too long. Try again later.
 	ErrBusy = errors.New("provision: busy")
 )
 

@@ -119,8 +119,10 @@ func WithServiceRole(role string) Option {
 // WithTenantRoles makes a role for each tenant, of the schema's name, that cannot log in and
 // may use that schema alone; the service's role is made a member of it, so that a
 // transaction can become it by SET LOCAL ROLE; see the package documentation for what that
-// keeps from whom. Roles are the server's, not the database's: two databases of one server
-// must not have tenants of the same schema name.
+// keeps from whom, and what it costs. Roles are the server's, not the database's: a role of the
+// schema's name that was not made for this tenant in this database, as its comment says, is
+// neither used nor dropped ([ErrRole]). So two databases of one server must not have tenants of
+// the same schema name.
 func WithTenantRoles() Option {
 	return func(p *Provisioner) error {
 		p.tenantRoles = true
@@ -136,8 +138,8 @@ func WithMigrationOptions(opts ...migrations.Option) Option {
 	}
 }
 
-// WithTries sets how long [Provisioner.Drop] waits for a lock, how often it tries, and how
-// long it pauses in between. Defaults to 1.5 seconds, 10 tries and 250 milliseconds. A wait
+// WithTries sets how long [Provisioner.Drop], and [Provisioner.Provision] outside of migrations,
+// wait for a lock, how often they try, and how long they pause in between. Defaults to 1.5 seconds, 10 tries and 250 milliseconds. A wait
 // shorter than the server's deadlock_timeout, 1 second by default, never makes an autovacuum
 // give way.
 func WithTries(lockTimeout time.Duration, n int, pause time.Duration) Option {
@@ -163,10 +165,11 @@ func (p *Provisioner) pool(cluster string) (*pgxpool.Pool, error) {
 // privileges, notes the version, and makes the tenant active. It may be run again wherever it
 // was cut off, and by several at once; a tenant that is active already is returned as it is.
 //
-// The error wraps [ErrState] if the tenant is suspended or being deleted, registry.ErrConflict
-// if the schema is another's, [ErrNotPinned] if the schema exists and its tables may hold
-// records of others, and migrations.ErrMoved if it is the empty one that a move has left of a
-// tenant that the registry does not know any more.
+// The error wraps [ErrState] if the tenant is suspended or being deleted, or was dropped
+// meanwhile, registry.ErrConflict if the schema is another's, [ErrNotPinned] if the schema exists
+// and its tables may hold records of others, [ErrRole] if the tenant's role cannot be had, and
+// migrations.ErrMoved if the schema is the empty one that a move has left of a tenant that the
+// registry does not know any more.
 func (p *Provisioner) Provision(ctx context.Context, orgID uuid.UUID) (registry.Tenant, error) {
 	tenant, err := p.tenants.Tenant(ctx, orgID)
 	if errors.Is(err, tenancy.ErrUnknownTenant) {
@@ -203,46 +206,52 @@ func (p *Provisioner) ProvisionAt(ctx context.Context, orgID uuid.UUID, at tenan
 	if err := p.step("registered"); err != nil {
 		return tenant, err
 	}
-	version, err := p.build(ctx, pool, tenant)
+	g := p.tenants.Generation(tenant)
+	version, err := p.build(ctx, pool, tenant, g)
 	if err != nil {
-		return tenant, fmt.Errorf("provision: org %s: %w", orgID, err)
+		return tenant, fmt.Errorf("provision: org %s: %w", orgID, replaced(err))
 	}
-	at.Version = version
-	if err := p.tenants.SetVersion(ctx, orgID, at); err != nil {
-		return tenant, fmt.Errorf("provision: %w", err)
+	if err := g.SetVersion(ctx, version); err != nil {
+		return tenant, fmt.Errorf("provision: %w", replaced(err))
 	}
 	if err := p.step("version"); err != nil {
 		return tenant, err
 	}
 	// Active as well: another may have been quicker by this step.
-	tenant, err = p.tenants.SetState(ctx, orgID, registry.Active, registry.Provisioning, registry.Active)
+	tenant, err = g.SetState(ctx, registry.Active, registry.Provisioning, registry.Active)
 	if err != nil {
-		return tenant, fmt.Errorf("provision: %w", err)
+		return tenant, fmt.Errorf("provision: %w", replaced(err))
 	}
 	return tenant, p.step("active")
 }
 
+// replaced says of the error of a run that came too late what it means.
+func replaced(err error) error {
+	if errors.Is(err, registry.ErrReplaced) {
+		return fmt.Errorf("%w: another run dropped the tenant, and it was registered anew, while this one was held up; nothing of the new tenant has been changed: %w", ErrState, err)
+	}
+	return err
+}
+
 // build makes what is in the database of the tenant.
-func (p *Provisioner) build(ctx context.Context, pool *pgxpool.Pool, tenant registry.Tenant) (version int64, err error) {
-	conn, err := pool.Acquire(ctx)
-	if err != nil {
+func (p *Provisioner) build(ctx context.Context, pool *pgxpool.Pool, tenant registry.Tenant, g registry.Generation) (version int64, err error) {
+	if _, err := checkPins(ctx, pool, tenant); err != nil {
 		return 0, err
 	}
-	defer conn.Release()
-	if _, err := checkPins(ctx, conn.Conn(), tenant); err != nil {
+	if err := p.occupy(ctx, pool, tenant.Schema, g); err != nil {
 		return 0, err
 	}
-	result, err := migrations.One(ctx, conn.Conn(), migrations.Target{Schema: tenant.Schema, OrgID: tenant.OrgID}, p.migrate...)
-	if errors.Is(err, migrations.ErrNotPinned) {
-		return 0, fmt.Errorf("%w: %w", ErrNotPinned, err)
+	if err := p.step("taken"); err != nil {
+		return 0, err
 	}
+	result, err := p.migrateTo(ctx, pool, tenant)
 	if err != nil {
 		return 0, err
 	}
 	if err := p.step("schema"); err != nil {
 		return 0, err
 	}
-	there, err := checkPins(ctx, conn.Conn(), tenant)
+	there, err := checkPins(ctx, pool, tenant)
 	if err != nil {
 		return 0, err
 	}
@@ -253,18 +262,69 @@ func (p *Provisioner) build(ctx context.Context, pool *pgxpool.Pool, tenant regi
 		}
 	}
 	if len(missing) > 0 {
+		if err := underWay(ctx, g); err != nil {
+			return 0, err
+		}
 		return 0, fmt.Errorf("schema %s lacks the tables %v, though it has had the migrations up to %d: somebody dropped them; restore them, or drop the tenant and begin anew", tenant.Schema, missing, result.To)
 	}
-	if err := p.grant(ctx, conn.Conn(), tenant.Schema); err != nil {
+	if err := p.grant(ctx, pool, tenant, g); err != nil {
 		return 0, fmt.Errorf("grants: %w", err)
 	}
 	return result.To, p.step("granted")
 }
 
+// occupy makes the schema, or takes the one that is there.
+func (p *Provisioner) occupy(ctx context.Context, pool *pgxpool.Pool, schema tenancy.Schema, g registry.Generation) error {
+	made, err := p.take(ctx, pool, g, schema, true)
+	if err != nil || !made {
+		return err
+	}
+	// Who drops the tenant may have been past the schema by then.
+	err = underWay(ctx, g)
+	if !errors.Is(err, ErrState) && !errors.Is(err, registry.ErrReplaced) && !errors.Is(err, tenancy.ErrUnknownTenant) {
+		return err
+	}
+	undo := p.as(ctx, pool, g, schema, false, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `DROP SCHEMA `+schema.Quoted())
+		return err
+	})
+	if errors.Is(undo, errAnother) { // or it is gone
+		undo = nil
+	}
+	return errors.Join(err, undo)
+}
+
+// underWay returns an error if the tenant is not being made any more, nor has been made.
+func underWay(ctx context.Context, g registry.Generation) error {
+	now, err := g.Tenant(ctx)
+	if err == nil && now.State != registry.Provisioning && now.State != registry.Active {
+		err = fmt.Errorf("%w: org %s is %s by now", ErrState, now.OrgID, now.State)
+	}
+	return err
+}
+
+// migrateTo makes the tables in the schema, which is there, or takes them to the newest version.
+func (p *Provisioner) migrateTo(ctx context.Context, pool *pgxpool.Pool, tenant registry.Tenant) (migrations.Result, error) {
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		return migrations.Result{}, err
+	}
+	defer conn.Release()
+	opts := append(slices.Clip(p.migrate), migrations.WithExistingSchema())
+	result, err := migrations.One(ctx, conn.Conn(), migrations.Target{Schema: tenant.Schema, OrgID: tenant.OrgID}, opts...)
+	switch {
+	case errors.Is(err, migrations.ErrNotPinned):
+		return result, fmt.Errorf("%w: %w", ErrNotPinned, err)
+	case errors.Is(err, migrations.ErrAbsent):
+		return result, fmt.Errorf("%w: org %s is dropped by another run: %w", ErrState, tenant.OrgID, err)
+	}
+	return result, err
+}
+
 // checkPins makes sure that each table with records refuses those of other tenants: a schema
 // that was there before may be anybody's. It returns the tables of the library that are there.
-func checkPins(ctx context.Context, conn *pgx.Conn, tenant registry.Tenant) (there []string, err error) {
-	tables, err := pins(ctx, conn, tenant.Schema)
+func checkPins(ctx context.Context, pool *pgxpool.Pool, tenant registry.Tenant) (there []string, err error) {
+	tables, err := pins(ctx, pool, tenant.Schema)
 	if err != nil {
 		return nil, err
 	}
@@ -280,20 +340,18 @@ func checkPins(ctx context.Context, conn *pgx.Conn, tenant registry.Tenant) (the
 	return there, nil
 }
 
-// grant gives the service its privileges. What is granted twice is granted once.
-func (p *Provisioner) grant(ctx context.Context, conn *pgx.Conn, schema tenancy.Schema) error {
+// grant gives the service its privileges. What is granted twice is granted once. Two that grant
+// on the same object at a time would fail each other.
+func (p *Provisioner) grant(ctx context.Context, pool *pgxpool.Pool, tenant registry.Tenant, g registry.Generation) error {
 	if p.serviceRole == "" {
 		return nil
 	}
-	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		// Two that grant on the same object at a time fail each other.
-		if _, err := tx.Exec(ctx, `SELECT pg_catalog.pg_advisory_xact_lock($1)`, lockID(schema)); err != nil {
-			return err
-		}
+	schema := tenant.Schema
+	return p.as(ctx, pool, g, schema, false, func(tx pgx.Tx) error {
 		role := quoted(p.serviceRole)
 		statements := grants(schema, role)
 		if p.tenantRoles {
-			make, err := p.makeRole(ctx, tx, schema)
+			make, err := makeRole(ctx, tx, tenant.OrgID, schema)
 			if err != nil {
 				return err
 			}
@@ -321,25 +379,6 @@ func grants(schema tenancy.Schema, role string) []string {
 		list = append(list, fmt.Sprintf(`GRANT %s ON %s.%s TO %s`, rights, s, table, role))
 	}
 	return append(list, fmt.Sprintf(`ALTER DEFAULT PRIVILEGES IN SCHEMA %s GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO %s`, s, role))
-}
-
-// makeRole returns what makes the tenant's role, if it is missing. A role of that name that
-// can do more than a tenant's is not taken for it.
-func (p *Provisioner) makeRole(ctx context.Context, tx pgx.Tx, schema tenancy.Schema) ([]string, error) {
-	var more bool
-	err := tx.QueryRow(ctx, `
-		SELECT rolcanlogin OR rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls
-			OR EXISTS (SELECT FROM pg_catalog.pg_auth_members AS m WHERE m.member = r.oid)
-		FROM pg_catalog.pg_roles AS r WHERE rolname = $1`, schema.String()).Scan(&more)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return []string{`CREATE ROLE ` + schema.Quoted() + ` NOLOGIN`}, nil
-	case err != nil:
-		return nil, err
-	case more:
-		return nil, fmt.Errorf("there is a role %s already that can log in, or do more than a tenant's should", schema)
-	}
-	return nil, nil
 }
 
 // Many provisions tenants side by side, so many at a time, and calls each with what became of
@@ -379,8 +418,8 @@ func (p *Provisioner) Many(ctx context.Context, workers int, orgIDs iter.Seq2[uu
 
 func quoted(name string) string { return pgx.Identifier{name}.Sanitize() }
 
-// lockID returns the number of the advisory lock under which a schema's privileges change
-// and its objects are dropped.
+// lockID returns the number of the advisory lock under which a schema is made and taken, its
+// privileges change, and its objects are dropped.
 func lockID(schema tenancy.Schema) int64 {
 	h := fnv.New64a()
 	h.Write([]byte("pgidem provision " + schema.String()))

@@ -531,20 +531,3 @@ func TestTenantRoles(t *testing.T) {
 		}
 	}
 }
-
-// TestARoleThatIsMoreIsNotTaken for a tenant's.
-func TestARoleThatIsMoreIsNotTaken(t *testing.T) {
-	t.Parallel()
-	pool, role := newPool(t)
-	p, tenants := newProvisioner(t, pool, provision.WithServiceRole(role), provision.WithTenantRoles())
-	org := uuid.New()
-	name := "tenant_" + strings.ReplaceAll(org.String(), "-", "")
-	run(t, pool, `CREATE ROLE `+name+` LOGIN`)
-	t.Cleanup(func() { pool.Exec(context.Background(), `DROP ROLE `+name) })
-	if _, err := p.Provision(t.Context(), org); err == nil || !strings.Contains(err.Error(), "can log in") {
-		t.Errorf("error %v", err)
-	}
-	if tenant, err := tenants.Tenant(t.Context(), org); err != nil || tenant.State != registry.Provisioning {
-		t.Errorf("%+v, %v", tenant, err)
-	}
-}

@@ -2,6 +2,7 @@ package provision_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/google/uuid"
@@ -81,5 +82,74 @@ func TestWhatARoleHoldsAgainst(t *testing.T) {
 		SELECT ''; RESET ROLE; SELECT key FROM `+b+`.idempotency_records; COMMIT`, pgx.QueryExecModeSimpleProtocol)
 	if err != nil {
 		t.Errorf("the documentation says not to use the simple protocol, but: %v", err)
+	}
+}
+
+// TestRolesOfOthers that have the name of a tenant's schema are neither taken nor dropped.
+func TestRolesOfOthers(t *testing.T) {
+	t.Parallel()
+	pool, role := newPool(t)
+	opts := []provision.Option{provision.WithServiceRole(role), provision.WithTenantRoles()}
+	p, tenants := newProvisioner(t, pool, opts...)
+	plain, _ := newProvisioner(t, pool, provision.WithServiceRole(role))
+	t.Cleanup(func() { dropAll(t, pool, p, tenants) })
+	attributes := func(name string) (text string) {
+		t.Helper()
+		if err := pool.QueryRow(t.Context(), `SELECT coalesce((SELECT concat(rolcanlogin, rolcreatedb, shobj_description(oid, 'pg_authid')) FROM pg_authid WHERE rolname = $1), 'none')`, name).Scan(&text); err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	for _, create := range []string{`NOLOGIN`, `LOGIN CREATEDB`} {
+		// To be made for a tenant.
+		org := uuid.New()
+		name := "tenant_" + strings.ReplaceAll(org.String(), "-", "")
+		run(t, pool, `CREATE ROLE `+name+` `+create)
+		was := attributes(name)
+		_, err := p.Provision(t.Context(), org)
+		if !errors.Is(err, provision.ErrRole) || !strings.Contains(err.Error(), "COMMENT ON ROLE "+name) {
+			t.Errorf("%s: made: %v", create, err)
+		}
+		if tenant, err := tenants.Tenant(t.Context(), org); err != nil || tenant.State != registry.Provisioning {
+			t.Errorf("%s: %+v, %v", create, tenant, err)
+		}
+		var rights int
+		if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_shdepend WHERE refobjid = $1::regrole`, name).Scan(&rights); err != nil || rights != 0 || attributes(name) != was {
+			t.Errorf("%s: it has %d rights now, and is %s, before %s, %v", create, rights, attributes(name), was, err)
+		}
+		// With a tenant that was made without one.
+		run(t, pool, `DROP ROLE `+name)
+		if _, err := plain.Provision(t.Context(), org); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Suspend(t.Context(), org); err != nil {
+			t.Fatal(err)
+		}
+		run(t, pool, `CREATE ROLE `+name+` `+create)
+		if err := p.Drop(t.Context(), org, org.String()); !errors.Is(err, provision.ErrRole) {
+			t.Errorf("%s: dropped: %v", create, err)
+		}
+		if tenant, err := p.Resume(t.Context(), org); err != nil || attributes(name) != was {
+			t.Errorf("%s: %+v, %v, and the role is %s", create, tenant, err, attributes(name))
+		}
+		wantWhole(t, pool, tenants, org, role)
+		// What the error says to do.
+		var sql string
+		if err := pool.QueryRow(t.Context(), `SELECT format('COMMENT ON ROLE %I IS %L', $1::text, format('pgidem: role of tenant %s in database %s', $2::text, current_database()))`, name, org.String()).Scan(&sql); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(err.Error(), sql) {
+			t.Errorf("error %v, want it to have %s", err, sql)
+		}
+		run(t, pool, sql)
+		if _, err := tenants.SetState(t.Context(), org, registry.Provisioning); err != nil {
+			t.Fatal(err)
+		}
+		switch _, err := p.Provision(t.Context(), org); {
+		case create == "NOLOGIN" && err != nil:
+			t.Error(err)
+		case create != "NOLOGIN" && (!errors.Is(err, provision.ErrRole) || !strings.Contains(err.Error(), "can log in")):
+			t.Errorf("a tenant's role that can log in: %v", err)
+		}
 	}
 }

@@ -15,7 +15,9 @@
 // Tenants come and go by [Registry.Add], [Registry.SetState], [Registry.Move] and
 // [Registry.Remove], each one statement that changes nothing where the tenant is not as it
 // was thought to be. What cannot be, such as two tenants in one schema, the table refuses,
-// to those as well who write it by hand. A tenant is served while it is [Active]; requests
+// to those as well who write it by hand. Where a run may be held up for longer than it takes to
+// remove a tenant and to register its org_id anew, it makes its changes by the tenant's
+// [Generation], of which the new one is another. A tenant is served while it is [Active]; requests
 // of others get a 403 from package idempotency.
 //
 // # What is cached

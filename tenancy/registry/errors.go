@@ -15,6 +15,10 @@ var (
 	// ErrState is returned for a tenant that is in none of the states that the change is for.
 	ErrState = errors.New("registry: wrong state")
 
+	// ErrReplaced is returned by a [Generation] that is over: the org_id has been removed and
+	// registered again since.
+	ErrReplaced = errors.New("registry: the tenant was registered anew")
+
 	// ErrInvalid is returned for a tenant that cannot be: without an org_id or a schema, say,
 	// or in a schema whose name ends in the digits of another org_id.
 	ErrInvalid = errors.New("registry: invalid tenant")

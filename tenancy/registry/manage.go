@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -145,14 +146,20 @@ func (r *Registry) Add(ctx context.Context, t Tenant) (Tenant, error) {
 // not registered. A tenant that is being moved can only be suspended: it is not made active
 // again when it has been moved then.
 func (r *Registry) SetState(ctx context.Context, orgID uuid.UUID, to State, from ...State) (Tenant, error) {
-	t, err := r.one(ctx, `
-		UPDATE /*control.*/tenants t SET state = $2, resume = t.resume AND $2 <> 'suspended'
-		WHERE t.org_id = $1 AND (cardinality($3::text[]) = 0 OR t.state = ANY ($3::text[])) RETURNING `+columns,
-		orgID, string(to), names(from))
+	t, err := r.setState(ctx, orgID, nil, to, from)
 	if !errors.Is(err, pgx.ErrNoRows) {
 		return t, r.translate("set state of org", orgID, err)
 	}
 	return r.unless(ctx, "set state of org", orgID, from)
+}
+
+// setState changes nothing if the tenant was created at another time than the one given.
+func (r *Registry) setState(ctx context.Context, orgID uuid.UUID, created *time.Time, to State, from []State) (Tenant, error) {
+	return r.one(ctx, `
+		UPDATE /*control.*/tenants t SET state = $2, resume = t.resume AND $2 <> 'suspended'
+		WHERE t.org_id = $1 AND (cardinality($3::text[]) = 0 OR t.state = ANY ($3::text[]))
+			AND ($4::timestamptz IS NULL OR t.created_at = $4::timestamptz) RETURNING `+columns,
+		orgID, string(to), names(from), created)
 }
 
 // unless returns the error of a change that found the tenant in none of the states, with
@@ -225,13 +232,20 @@ func (r *Registry) Move(ctx context.Context, orgID uuid.UUID, from, to tenancy.P
 // is. The error wraps [ErrState] if it is in another, and [tenancy.ErrUnknownTenant] if it
 // is not registered. The tenant's schema is left as it is.
 func (r *Registry) Remove(ctx context.Context, orgID uuid.UUID, from ...State) error {
-	_, err := r.one(ctx, `
-		DELETE FROM /*control.*/tenants t
-		WHERE t.org_id = $1 AND (cardinality($2::text[]) = 0 OR t.state = ANY ($2::text[])) RETURNING `+columns,
-		orgID, names(from))
+	err := r.remove(ctx, orgID, nil, from)
 	if !errors.Is(err, pgx.ErrNoRows) {
 		return r.translate("remove org", orgID, err)
 	}
 	_, err = r.unless(ctx, "remove org", orgID, from)
+	return err
+}
+
+// remove removes nothing if the tenant was created at another time than the one given.
+func (r *Registry) remove(ctx context.Context, orgID uuid.UUID, created *time.Time, from []State) error {
+	_, err := r.one(ctx, `
+		DELETE FROM /*control.*/tenants t
+		WHERE t.org_id = $1 AND (cardinality($2::text[]) = 0 OR t.state = ANY ($2::text[]))
+			AND ($3::timestamptz IS NULL OR t.created_at = $3::timestamptz) RETURNING `+columns,
+		orgID, names(from), created)
 	return err
 }

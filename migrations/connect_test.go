@@ -1,0 +1,162 @@
+package migrations_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgidem/pgidem/internal/pgtest"
+	"github.com/pgidem/pgidem/migrations"
+)
+
+// newMigrator makes a role that may log in and make schemas, and returns a URL for it.
+func newMigrator(t *testing.T, pool *pgxpool.Pool) (role, url string) {
+	t.Helper()
+	cfg := pool.Config().ConnConfig
+	role = "pgidem_migrator_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	run(t, pool, `CREATE ROLE `+role+` LOGIN PASSWORD 'x'; GRANT CREATE ON DATABASE `+pgx.Identifier{cfg.Database}.Sanitize()+` TO `+role)
+	t.Cleanup(func() {
+		if _, err := pool.Exec(context.Background(), `REASSIGN OWNED BY `+role+` TO CURRENT_USER; DROP OWNED BY `+role+`; DROP ROLE `+role); err != nil {
+			t.Error(err)
+		}
+	})
+	return role, fmt.Sprintf("host=%s port=%d dbname=%s user=%s password=x application_name=%s", cfg.Host, cfg.Port, cfg.Database, role, role)
+}
+
+// TestAllMakesDoWithFewConnections: a worker that gets none is no reason to end the run.
+func TestAllMakesDoWithFewConnections(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	role, url := newMigrator(t, pool)
+	run(t, pool, `ALTER ROLE `+role+` CONNECTION LIMIT 2`)
+	conn, err := pgx.Connect(t.Context(), url) // takes one
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	schemas := tenants(t, 40)
+	// Nor does one that waits for a connection keep it from ending when all is done.
+	report, err := migrations.All(t.Context(), url, migrations.Schemas(schemas...), migrations.WithWorkers(4), migrations.WithReconnect(time.Hour))
+	if err != nil || report.Created != 40 || report.Unreached != 0 {
+		t.Errorf("%+v, %v", report, err)
+	}
+	if report.Refused == 0 || report.RefusedErr == nil || !strings.Contains(report.RefusedErr.Error(), "53300") {
+		t.Errorf("refused %d times, the last time for %v", report.Refused, report.RefusedErr)
+	}
+	intact(t, pool, schemas, latest)
+}
+
+// TestAllGoesOnWithOneConnection for longer than it would go on without any.
+func TestAllGoesOnWithOneConnection(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	role, url := newMigrator(t, pool)
+	schemas := tenants(t, 3)
+	if _, err := migrations.All(t.Context(), url, migrations.Schemas(schemas...)); err != nil {
+		t.Fatal(err)
+	}
+	run(t, pool, `ALTER ROLE `+role+` CONNECTION LIMIT 1`)
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := sync.OnceFunc(func() { _ = tx.Rollback(context.Background()) })
+	defer release()
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE `+schemas[0].Quoted()+`.idempotency_records IN ACCESS SHARE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	defer time.AfterFunc(5*time.Second, release).Stop()
+	report, err := migrations.All(t.Context(), url, migrations.Schemas(schemas...), migrations.WithLockTimeout(time.Minute), migrations.WithReconnect(3*time.Second),
+		migrations.WithFS(upTo(t, latest, another)))
+	if err != nil || report.Migrated != 3 || report.Refused == 0 {
+		t.Errorf("%+v, %v", report, err)
+	}
+}
+
+// TestAllEndsWithoutAConnection, and goes on when it is run again.
+func TestAllEndsWithoutAConnection(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	role, url := newMigrator(t, pool)
+	schemas := tenants(t, 30)
+	shut := false
+	report, err := migrations.All(t.Context(), url, migrations.Schemas(schemas...), migrations.WithWorkers(3), migrations.WithTries(1000, time.Millisecond),
+		migrations.WithReconnect(200*time.Millisecond), migrations.WithResult(func(migrations.Result) {
+			if shut {
+				return
+			}
+			shut = true
+			run(t, pool, `ALTER ROLE `+role+` NOLOGIN`)
+			run(t, pool, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '`+role+`'`)
+		}))
+	if err == nil || errors.Is(err, migrations.ErrFailed) || !strings.Contains(err.Error(), "no worker could get a connection for 200ms; run again to go on") || !strings.Contains(err.Error(), "not permitted to log in") {
+		t.Errorf("error %v", err)
+	}
+	if report.Created == 0 || report.Failed != 0 || report.Unreached == 0 || report.Created+report.Unreached != 30 || report.Refused == 0 {
+		t.Errorf("%+v", report)
+	}
+	run(t, pool, `ALTER ROLE `+role+` LOGIN`)
+	report, err = migrations.All(t.Context(), url, migrations.Schemas(schemas...))
+	if err != nil || report.Created+report.Current != 30 {
+		t.Errorf("%+v, %v", report, err)
+	}
+	intact(t, pool, schemas, latest)
+}
+
+// TestAllLeavesNothingBehind when it is stopped while it waits for a lock.
+func TestAllLeavesNothingBehind(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	_, url := newMigrator(t, pool)
+	schemas := tenants(t, 2)
+	if _, err := migrations.All(t.Context(), url, migrations.Schemas(schemas...)); err != nil {
+		t.Fatal(err)
+	}
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	for _, schema := range schemas {
+		if _, err := tx.Exec(t.Context(), `LOCK TABLE `+schema.Quoted()+`.idempotency_records IN ACCESS SHARE MODE`); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waiting := func() (n int) {
+		t.Helper()
+		if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	next := migrations.WithFS(upTo(t, latest, another))
+	for range 5 {
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		ended := make(chan error)
+		go func() {
+			_, err := migrations.All(ctx, url, migrations.Schemas(schemas...), migrations.WithLockTimeout(time.Minute), next)
+			ended <- err
+		}()
+		for deadline := time.Now().Add(30 * time.Second); waiting() < 2; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("it waits for no lock")
+			}
+		}
+		stop()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("error %v", err)
+		}
+		if n := waiting(); n > 0 {
+			t.Fatalf("%d of its statements still wait for a lock", n)
+		}
+	}
+}
