@@ -70,7 +70,7 @@ type line struct {
 const (
 	// maxPreparing is how long a statement without a turn may take to be prepared, for which
 	// the server has no bound yet.
-	maxPreparing = time.Second
+	maxPreparing = time.Second / 2
 	// triesShare is which part of a connection's time, at most, those who wait take to try
 	// whether they still have to.
 	triesShare = 4

@@ -59,19 +59,23 @@ func testLockedTenants(t *testing.T, tenants int, newStore func(*testing.T, *pgx
 	pool := pgtest.NewPool(t)
 	store := newStore(t, pool)
 	free := []uuid.UUID{storetest.NewTenant(t, pool), storetest.NewTenant(t, pool), storetest.NewTenant(t, pool)}
-	var locked sync.WaitGroup
+	var calls []func(context.Context) error
+	orgs := make([]uuid.UUID, tenants)
+	for i := range orgs {
+		orgs[i] = storetest.NewTenant(t, pool)
+		calls = append(calls, everyCall(t, store, orgs[i], callsOfEach)...)
+	}
 	var releases []func()
-	for range tenants {
-		org := storetest.NewTenant(t, pool)
-		calls := everyCall(t, store, org, callsOfEach)
+	for _, org := range orgs {
 		releases = append(releases, lockTable(t, pool, org))
-		for _, call := range calls {
-			locked.Go(func() {
-				if err := call(context.Background()); err != nil { // which ends when the lock does
-					t.Errorf("of a locked tenant: %v", err)
-				}
-			})
-		}
+	}
+	var locked sync.WaitGroup
+	for _, call := range calls {
+		locked.Go(func() {
+			if err := call(context.Background()); err != nil { // which ends when the lock does
+				t.Errorf("of a locked tenant: %v", err)
+			}
+		})
 	}
 	waitForLock(t, pool)
 
@@ -262,4 +266,41 @@ func TestReadersGoOnBesideWriters(t *testing.T) {
 		t.Fatal(err)
 	}
 	writers.Wait()
+}
+
+// TestSlowStatementsComeToAnEnd: statements that take long by nature, more of them at once
+// than may, are ended, take their turns and take effect once.
+func TestSlowStatementsComeToAnEnd(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	org := storetest.NewTenant(t, pool)
+	records := storetest.SchemaOf(t, org).Quoted() + ".idempotency_records"
+	for _, sql := range []string{
+		`CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.25); RETURN coalesce(NEW, OLD); END $$`,
+		`CREATE TRIGGER slow BEFORE INSERT OR DELETE ON ` + records + ` FOR EACH ROW EXECUTE FUNCTION public.slow()`,
+	} {
+		if _, err := pool.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	store := storetest.NewStore(t, poolLike(t, pool, withConns(4)))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var calls sync.WaitGroup
+	for i := range 8 {
+		calls.Go(func() {
+			req := claimRequest(org, fmt.Sprint("key-", i))
+			if result, err := store.Claim(ctx, req); err != nil || result.Outcome != idempotency.OutcomeClaimed {
+				t.Errorf("claim: outcome %d, %v", result.Outcome, err)
+			}
+			if err := store.Release(ctx, req.Claim); err != nil { // a second one would find nothing
+				t.Errorf("release: %v", err)
+			}
+		})
+	}
+	calls.Wait()
+	var n int
+	if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM `+records).Scan(&n); err != nil || n != 0 {
+		t.Errorf("%d records, %v", n, err)
+	}
 }
