@@ -455,7 +455,85 @@ func TestCompletionThatMetAnother(t *testing.T) {
 				t.Fatal(err)
 			}
 			wg.Wait()
+			for i, req := range reqs {
+				rec, err := store.Get(t.Context(), org, req.Key)
+				switch {
+				case i == 7 && c.want != nil:
+					if !errors.Is(err, idempotency.ErrNotFound) {
+						t.Errorf("key %d, which was taken: %+v, %v", i, rec, err)
+					}
+				case err != nil || rec.ResponseStatus != 200+i:
+					t.Errorf("key %d: %+v, %v", i, rec, err)
+				}
+			}
 		})
+	}
+}
+
+// TestCompletionBesideARewrite: a statement that rewrites the table, which leaves rows that a
+// strict isolation level does not see, takes no lease away.
+func TestCompletionBesideARewrite(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	for _, level := range []string{"read committed", "repeatable read"} {
+		for _, keys := range []int{1, 12} {
+			t.Run(fmt.Sprint(level, ", ", keys), func(t *testing.T) {
+				t.Parallel()
+				pool := poolLike(t, pool, func(c *pgxpool.Config) {
+					c.MaxConns = 4
+					c.ConnConfig.RuntimeParams["default_transaction_isolation"] = level
+				})
+				org := storetest.NewTenant(t, pool)
+				store := storetest.NewStore(t, pool, pgstore.WithCoalescing(1))
+				claimed := func(name string) []idempotency.ClaimRequest {
+					reqs := make([]idempotency.ClaimRequest, keys)
+					for i := range reqs {
+						reqs[i] = claimRequest(org, fmt.Sprint(name, i))
+						mustClaim(t, store, reqs[i], idempotency.OutcomeClaimed)
+					}
+					return reqs
+				}
+				for i := range 8 { // until its statements are prepared and planned
+					for _, req := range claimed(fmt.Sprint("warm-", i, "-")) {
+						if err := errors.Join(store.Extend(t.Context(), req.Claim, time.Hour), store.Complete(t.Context(), req.Claim, &idempotency.Record{ResponseStatus: 200})); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				extended, completed := claimed("extended-"), claimed("completed-")
+				rewrite, err := pool.Begin(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = rewrite.Rollback(context.Background()) }()
+				if _, err := rewrite.Exec(t.Context(), `ALTER TABLE `+storetest.SchemaOf(t, org).Quoted()+`.idempotency_records ADD COLUMN audit uuid DEFAULT gen_random_uuid()`); err != nil {
+					t.Fatal(err)
+				}
+				var wg sync.WaitGroup
+				for i := range keys {
+					wg.Go(func() {
+						if err := store.Extend(t.Context(), extended[i].Claim, time.Hour); err != nil {
+							t.Errorf("extend: %v", err)
+						}
+					})
+					wg.Go(func() {
+						if err := store.Complete(t.Context(), completed[i].Claim, &idempotency.Record{ResponseStatus: 200 + i}); err != nil {
+							t.Errorf("complete: %v", err)
+						}
+					})
+				}
+				waitForLock(t, pool)
+				if err := rewrite.Commit(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				wg.Wait()
+				for i, req := range completed {
+					if rec, err := store.Get(t.Context(), org, req.Key); err != nil || rec.ResponseStatus != 200+i {
+						t.Errorf("key %d: %+v, %v", i, rec, err)
+					}
+				}
+			})
+		}
 	}
 }
 

@@ -75,9 +75,9 @@ const (
 //     has ended, and closes the connection only when that has not helped after 2 seconds: a
 //     new one has everything to learn again. By default pgx closes it at once.
 //
-// A statement whose home has no connection free for 20 ms, because a tenant's table is
-// locked say, goes to another pool that has one. [Store.Transactional] goes there at once, so
-// that n pools hold as many transactions as one does.
+// A statement whose home has no connection free for 20 ms goes to another pool that has one.
+// [Store.Transactional] goes there at once, so that n pools hold as many transactions as one
+// does.
 //
 // Connections are to lead to the server itself. A pooler in transaction mode deals them out
 // anew for each transaction, and all of its server connections meet all tenants.
