@@ -38,9 +38,9 @@ const (
 	maxCoalesced      = 128     // calls in one transaction
 	maxCoalescedBytes = 1 << 20 // of what they send and get, more or less
 
-	// A statement of many calls together may take 20 times as long as the shortest run of
-	// late, and as long as this in any case; so may all runs, before others stop waiting
-	// for them. All of a transaction may take a second, for slow commits.
+	// A statement of many calls together, or of one that has no turn, may take 20 times as long
+	// as the shortest run of late, and as long as this in any case; so may all runs, before
+	// others stop waiting for them. All of a transaction may take a second, for slow commits.
 	minBound    = 100 * time.Millisecond
 	boundRuns   = 20
 	maxPatience = time.Second
@@ -284,10 +284,11 @@ func (co *coalescer) lead(l lead) {
 }
 
 // runTogether runs the calls in one transaction, which belongs to no single one of their
-// requests. It may take half of the time that each of them has left, the rest being for
-// each by itself; but one that has next to none left, as under a load that is too much, does
-// not take that of all others. Statements have half of it again, so that it is the server
-// that ends what takes too long, and says that nothing has happened.
+// requests. It may take a second, or half of the time that the least patient of them has
+// left if that is less, the rest being for each by itself; but 0.2 s in any case, so that one
+// with next to none left, as under a load that is too much, does not take that of all
+// others. Each statement may take half of that at most, so that it is the server that ends
+// what takes too long, and says that nothing has happened.
 func (co *coalescer) runTogether(together []*call) error {
 	patience := maxPatience
 	ops := make([]db.KeyOp, len(together))

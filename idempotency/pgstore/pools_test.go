@@ -311,7 +311,7 @@ func TestPoolsGiveConnectionsBack(t *testing.T) {
 func TestSmallCacheIsReported(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.NewPool(t)
-	small := poolLike(t, pool, func(c *pgxpool.Config) { c.ConnConfig.StatementCacheCapacity = 30 })
+	small := poolLike(t, pool, func(c *pgxpool.Config) { c.ConnConfig.StatementCacheCapacity = 60 })
 	var log bytes.Buffer
 	store := storetest.NewStore(t, small, pgstore.WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
 	met := func(n int) {

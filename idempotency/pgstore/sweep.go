@@ -55,8 +55,9 @@ func (s *sweep) pass(ctx context.Context) error {
 	var errs []error
 	var places []heldIn
 	for _, server := range s.store.servers {
-		names, err := db.New(ownConns{server.homes[0].alone, kind{what: ofOthers}}).RequestSchemas(ctx) // which opens all of those tables
-		if err != nil {                                                                                 // those of other servers are looked for all the same
+		catalog := ownConns{server.homes[0].alone, kind{what: ofOthers}} // a statement that opens the tables of all schemas
+		names, err := db.New(catalog).RequestSchemas(ctx)
+		if err != nil { // those of other servers are looked for all the same
 			errs = append(errs, fmt.Errorf("pgstore: completer: list the schemas with requests%s: %w", server.inCluster(), err))
 		}
 		for _, name := range names {
