@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgidem/pgidem/idempotency"
@@ -274,35 +275,45 @@ func TestReadersGoOnBesideWriters(t *testing.T) {
 // than may, are ended, take their turns and take effect once.
 func TestSlowStatementsComeToAnEnd(t *testing.T) {
 	t.Parallel()
-	pool := pgtest.NewPool(t)
-	org := storetest.NewTenant(t, pool)
-	records := storetest.SchemaOf(t, org).Quoted() + ".idempotency_records"
-	for _, sql := range []string{
-		`CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.25); RETURN coalesce(NEW, OLD); END $$`,
-		`CREATE TRIGGER slow BEFORE INSERT OR DELETE ON ` + records + ` FOR EACH ROW EXECUTE FUNCTION public.slow()`,
-	} {
-		if _, err := pool.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
-	}
-	store := storetest.NewStore(t, poolLike(t, pool, withConns(4)))
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	var calls sync.WaitGroup
-	for i := range 8 {
-		calls.Go(func() {
-			req := claimRequest(org, fmt.Sprint("key-", i))
-			if result, err := store.Claim(ctx, req); err != nil || result.Outcome != idempotency.OutcomeClaimed {
-				t.Errorf("claim: outcome %d, %v", result.Outcome, err)
+	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol} {
+		t.Run(mode.String(), func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.NewPool(t)
+			org := storetest.NewTenant(t, pool)
+			records := storetest.SchemaOf(t, org).Quoted() + ".idempotency_records"
+			for _, sql := range []string{
+				`CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.15); RETURN coalesce(NEW, OLD); END $$`,
+				`CREATE TRIGGER slow BEFORE INSERT OR UPDATE OR DELETE ON ` + records + ` FOR EACH ROW EXECUTE FUNCTION public.slow()`,
+			} {
+				if _, err := pool.Exec(t.Context(), sql); err != nil {
+					t.Fatal(err)
+				}
 			}
-			if err := store.Release(ctx, req.Claim); err != nil { // a second one would find nothing
-				t.Errorf("release: %v", err)
+			store := storetest.NewStore(t, poolLike(t, pool, func(c *pgxpool.Config) {
+				c.MaxConns, c.ConnConfig.DefaultQueryExecMode = 4, mode
+			}))
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			var calls sync.WaitGroup
+			for i := range 6 {
+				calls.Go(func() {
+					req := claimRequest(org, fmt.Sprint("key-", i))
+					if result, err := store.Claim(ctx, req); err != nil || result.Outcome != idempotency.OutcomeClaimed {
+						t.Errorf("claim: outcome %d, %v", result.Outcome, err)
+					}
+					if err := store.Extend(ctx, req.Claim, time.Hour); err != nil {
+						t.Errorf("extend: %v", err)
+					}
+					if err := store.Release(ctx, req.Claim); err != nil { // a second one would find nothing
+						t.Errorf("release: %v", err)
+					}
+				})
+			}
+			calls.Wait()
+			var n int
+			if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM `+records).Scan(&n); err != nil || n != 0 {
+				t.Errorf("%d records, %v", n, err)
 			}
 		})
-	}
-	calls.Wait()
-	var n int
-	if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM `+records).Scan(&n); err != nil || n != 0 {
-		t.Errorf("%d records, %v", n, err)
 	}
 }
