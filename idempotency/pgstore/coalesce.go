@@ -45,6 +45,10 @@ const (
 	boundRuns   = 20
 	maxPatience = time.Second
 
+	// A run that takes as long is little longer with a bound. Where runs are shorter, what would
+	// need one waits for the end of one that is under way, and goes with others.
+	longTrip = time.Millisecond
+
 	asideFor = 10 * time.Second
 	maxAside = 1024 // schemas
 )
@@ -148,7 +152,7 @@ func (co *coalescer) enter(c *call) (place, *run) {
 	switch {
 	case len(co.aside) > 0 && co.isAside(c.op.Schema()):
 		return placeAside, nil
-	case len(co.runs) < co.pace.limit():
+	case len(co.runs) == 0, len(co.runs) < co.pace.limit() && (co.pace.quickest() >= longTrip || co.alone.hasTurn(c.op.Schema())):
 		return placeFree, co.begin()
 	}
 	c.ready = make(chan lead, 1)

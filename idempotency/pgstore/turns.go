@@ -121,9 +121,21 @@ func (a *allTurns) tried(began time.Time) {
 	a.trying, a.tryNext = false, time.Now().Add((triesShare-1)*time.Since(began))
 }
 
-// take takes a turn if one is free. The lock is held, as in what follows.
+// hasTurn reports whether there is a free turn for a schema.
+func (t *turns) hasTurn(schema string) bool {
+	t.all.mu.Lock()
+	defer t.all.mu.Unlock()
+	return t.hasFree(schema)
+}
+
+// hasFree is hasTurn when the lock is held, as in what follows.
+func (t *turns) hasFree(schema string) bool {
+	return t.all.held < t.all.most && t.held < t.most && t.of[schema] < t.each
+}
+
+// take takes a turn if one is free.
 func (t *turns) take(k kind) bool {
-	if t.all.held >= t.all.most || t.held >= t.most || t.of[k.schema] >= t.each {
+	if !t.hasFree(k.schema) {
 		return false
 	}
 	t.all.held++
