@@ -10,8 +10,8 @@ import (
 // may be waiting for a lock on a tenant's table. Nobody can tell of a statement whether it
 // will, so only what has a turn may take as long as it takes: a schema has some of the turns
 // of its home, and all schemas together leave connections for others. What finds no turn
-// free is run all the same, at once, but has the server end it when it takes long; only
-// then it waits for a turn, and with it all that is of its kind.
+// free goes with others ([coalescer]) or is run all the same, but has the server end it when
+// it takes long; only then it waits for a turn, and with it all that is of its kind.
 type turns struct {
 	all   *allTurns
 	conns conns
