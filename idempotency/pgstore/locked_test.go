@@ -37,7 +37,7 @@ func TestLockedTenantsLeaveConnections(t *testing.T) {
 		for _, tenants := range []int{1, 3} {
 			t.Run(fmt.Sprintf("%s, %d locked", name, tenants), func(t *testing.T) {
 				t.Parallel()
-				testLockedTenants(t, tenants, newStore)
+				testLockedTenants(t, tenants, 64/tenants, newStore)
 			})
 		}
 	}
@@ -55,8 +55,7 @@ func onPools(n, conns int) func(*testing.T, *pgxpool.Pool) *pgstore.Store {
 	}
 }
 
-func testLockedTenants(t *testing.T, tenants int, newStore func(*testing.T, *pgxpool.Pool) *pgstore.Store) {
-	const callsOfEach = 64
+func testLockedTenants(t *testing.T, tenants, callsOfEach int, newStore func(*testing.T, *pgxpool.Pool) *pgstore.Store) {
 	pool := pgtest.NewPool(t)
 	store := newStore(t, pool)
 	free := []uuid.UUID{storetest.NewTenant(t, pool), storetest.NewTenant(t, pool), storetest.NewTenant(t, pool)}

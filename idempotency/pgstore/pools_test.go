@@ -15,29 +15,10 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgidem/pgidem/idempotency"
-	"github.com/pgidem/pgidem/idempotency/idempotencytest"
 	"github.com/pgidem/pgidem/idempotency/pgstore"
 	"github.com/pgidem/pgidem/internal/pgtest"
 	"github.com/pgidem/pgidem/internal/storetest"
 )
-
-func TestStoreConformanceOverPools(t *testing.T) {
-	t.Parallel()
-	newStore, opts := storetest.NewSpread(t, pgtest.NewPool(t)).Suite()
-	idempotencytest.TestStore(t, newStore, opts...)
-}
-
-func TestMiddlewareConformanceOverPools(t *testing.T) {
-	t.Parallel()
-	newStore, opts := storetest.NewSpread(t, pgtest.NewPool(t)).Suite(pgstore.WithRelaxedClaims())
-	idempotencytest.TestMiddleware(t, newStore, opts...)
-}
-
-func TestMiddlewareConformanceInTransactionsOverPools(t *testing.T) {
-	t.Parallel()
-	newStore, opts := storetest.NewSpread(t, pgtest.NewPool(t)).TransactionSuite()
-	idempotencytest.TestMiddleware(t, newStore, opts...)
-}
 
 func newRouted(t *testing.T, router pgstore.Router, opts ...pgstore.Option) *pgstore.Store {
 	t.Helper()
