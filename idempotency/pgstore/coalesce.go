@@ -16,7 +16,8 @@ import (
 // coalescer runs the statements of many requests on few connections: while as many runs
 // as are worth having are under way, what comes gathers, and the first run that ends makes
 // room for all of that at once, in one round trip and one transaction. What comes when there
-// is room goes at once and by itself, so nothing ever waits for company.
+// is room goes at once and by itself, so nothing ever waits for company; but for what has no
+// turn, beside others that have: see longTrip.
 //
 // A statement that fails, or takes too long, takes the others of its transaction with it;
 // they are then run again, each by itself. So is, for a while, all of a schema of which
@@ -45,8 +46,8 @@ const (
 	boundRuns   = 20
 	maxPatience = time.Second
 
-	// A run that takes as long is little longer with a bound. Where runs are shorter, what would
-	// need one waits for the end of one that is under way, and goes with others.
+	// Where runs take as long, a bound makes them little longer. Where they are shorter, a call
+	// that has no turn waits for one under way to end, and goes with others.
 	longTrip = time.Millisecond
 
 	asideFor = 10 * time.Second
