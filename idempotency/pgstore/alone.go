@@ -138,7 +138,7 @@ func (t *turns) runWithout(ctx context.Context, k kind, tries bool, statements s
 	switch {
 	case err == nil:
 		t.unstick(k)
-	case ctx.Err() == nil && tookTooLong(err, running.Err() != nil):
+	case ctx.Err() == nil && tookTooLong(k, err, running.Err() != nil):
 		t.line(k).stuck = true
 		return errStuck
 	}
@@ -158,11 +158,18 @@ func (c preparingConn) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchRes
 	return c.Conn.SendBatch(ctx, b)
 }
 
-// tookTooLong reports whether statements have had no effect because the server ended one,
-// or because they could not be prepared in time.
-func tookTooLong(err error, givenUp bool) bool {
+// tookTooLong reports whether statements are to be run again, having had no effect: because
+// the server ended one, or because they could not be prepared in time. Those of claims,
+// completions and looks may be repeated even if they have.
+func tookTooLong(k kind, err error, givenUp bool) bool {
 	const queryCanceled = "57014"
 	var pgErr *pgconn.PgError
 	var unprepared pgx.ErrPreprocessingBatch
-	return errors.As(err, &pgErr) && pgErr.Code == queryCanceled || givenUp && errors.As(err, &unprepared)
+	switch {
+	case errors.As(err, &pgErr) && pgErr.Code == queryCanceled:
+		return true
+	case !givenUp:
+		return false
+	}
+	return k.what != ofOthers || errors.As(err, &unprepared) || pgconn.SafeToRetry(err)
 }
