@@ -14,7 +14,7 @@ import (
 )
 
 // maxPreparing is how long a statement without a turn may take to be prepared, for which the
-// server has no bound yet.
+// server has no bound of its own yet.
 const maxPreparing = time.Second / 2
 
 // errStuck says that a statement without a turn has had no effect and is to wait for one.
@@ -128,48 +128,50 @@ func (t *turns) runWithout(ctx context.Context, k kind, tries bool, statements s
 	if !tries && t.stuck(k) {
 		return errStuck
 	}
-	running, cancel := context.WithCancel(ctx)
-	defer cancel()
-	preparing := time.AfterFunc(maxPreparing, cancel)
-	defer preparing.Stop()
-	err = db.Run(running, preparingConn{conn, preparing}, slices.Insert(list, 0, db.Bound(t.bound()))...)
+	err = db.Run(ctx, newBounded(ctx, conn), slices.Insert(list, 0, db.Bound(t.bound()))...)
 	t.all.mu.Lock()
 	defer t.all.mu.Unlock()
 	switch {
 	case err == nil:
 		t.unstick(k)
-	case ctx.Err() == nil && tookTooLong(k, err, running.Err() != nil):
+	case ctx.Err() == nil && isCanceled(err):
 		t.line(k).stuck = true
 		return errStuck
 	}
 	return err
 }
 
-// preparingConn is a connection on which the time is up when a batch could not be prepared
-// by then.
-type preparingConn struct {
+// boundedConn is a connection on which the server is asked to end what is not prepared in
+// time, and so not sent. It is good for one batch.
+type boundedConn struct {
 	*pgxpool.Conn
-	preparing *time.Timer
+	late  *time.Timer
+	asked chan struct{} // closed when the server has been asked
+}
+
+func newBounded(ctx context.Context, conn *pgxpool.Conn) boundedConn {
+	asked := make(chan struct{})
+	late := time.AfterFunc(maxPreparing, func() {
+		defer close(asked)
+		ctx, cancel := context.WithTimeout(ctx, cancelPatience)
+		defer cancel()
+		_ = conn.Conn().PgConn().CancelRequest(ctx) // or else its caller waits as long as it likes
+	})
+	return boundedConn{conn, late, asked}
 }
 
 // SendBatch implements [db.Batcher].
-func (c preparingConn) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
-	defer c.preparing.Stop()
-	return c.Conn.SendBatch(ctx, b)
+func (c boundedConn) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
+	results := c.Conn.SendBatch(ctx, b)
+	if !c.late.Stop() {
+		<-c.asked // so that it ends nothing that comes later on the connection
+	}
+	return results
 }
 
-// tookTooLong reports whether statements are to be run again, having had no effect: because
-// the server ended one, or because they could not be prepared in time. Those of claims,
-// completions and looks may be repeated even if they have.
-func tookTooLong(k kind, err error, givenUp bool) bool {
+// isCanceled reports whether the server has ended a statement, which so had no effect.
+func isCanceled(err error) bool {
 	const queryCanceled = "57014"
 	var pgErr *pgconn.PgError
-	var unprepared pgx.ErrPreprocessingBatch
-	switch {
-	case errors.As(err, &pgErr) && pgErr.Code == queryCanceled:
-		return true
-	case !givenUp:
-		return false
-	}
-	return k.what != ofOthers || errors.As(err, &unprepared) || pgconn.SafeToRetry(err)
+	return errors.As(err, &pgErr) && pgErr.Code == queryCanceled
 }
