@@ -9,15 +9,15 @@ INSERT INTO /*tenant.*/idempotency_records AS r (
 ON CONFLICT (org_id, key) DO NOTHING;
 
 -- name: ClaimInsertMany :many
--- ClaimInsertMany is ClaimInsert for many keys of a tenant. It returns the tokens of those
--- that it has claimed, and locks in the order in which the keys are given.
+-- ClaimInsertMany is ClaimInsert for many keys of a tenant. It returns the keys and tokens of
+-- those that it has claimed, and locks in the order in which the keys are given.
 INSERT INTO /*tenant.*/idempotency_records AS r (
     created_at, expires_at, lease_until, token, org_id, attempt, response_kept, key, request_hash
 )
 SELECT now(), now() + @ttl::interval, now() + @lease::interval, unnest(@tokens::uuid[]), @org_id::uuid, 1, true,
        unnest(@keys::text[]), unnest(@request_hashes::bytea[])
 ON CONFLICT (org_id, key) DO NOTHING
-RETURNING r.token;
+RETURNING r.key, r.token;
 
 -- name: ClaimSelect :one
 -- ClaimSelect reads the record of a key with what the database's clock says of it.
@@ -87,8 +87,8 @@ WHERE r.org_id = @org_id AND r.key = @key AND r.token = @token
 RETURNING r.awaited;
 
 -- name: CompleteMany :many
--- CompleteMany is Complete for many keys of a tenant. It returns the tokens of those that
--- it has completed, and locks in the order in which the keys are given. A row that changed
+-- CompleteMany is Complete for many keys of a tenant. It returns the keys and tokens of those
+-- that it has completed, and locks in the order in which the keys are given. A row that changed
 -- at this moment may be left out though its token holds: by Complete it is found out.
 --
 -- Each row is looked up by itself, by all of the primary key, for OFFSET 0; and updated by
@@ -113,7 +113,7 @@ FROM (
     ) AS p
 ) AS f
 WHERE r.ctid = f.place AND (r.org_id = @org_id AND r.key = f.key AND r.token = f.token) IS TRUE
-RETURNING r.token, r.awaited;
+RETURNING r.key, r.token, r.awaited;
 
 -- name: Release :one
 -- Release removes the record of a first attempt that ends without an outcome and
@@ -222,3 +222,7 @@ SELECT set_config('statement_timeout', @bound::text, true), set_config('enable_s
 -- name: RelaxCommit :exec
 -- RelaxCommit has the transaction's commit not wait for the disk.
 SELECT set_config('synchronous_commit', 'off', true);
+
+-- name: BoundStatements :exec
+-- BoundStatements sets, for the transaction alone, how long each of its statements may take.
+SELECT set_config('statement_timeout', @bound::text, true);

@@ -26,7 +26,7 @@ var (
 
 	// ErrSmallCache says that connections meet more tenants than they can keep statements
 	// for, so that these are prepared and thrown away all the time.
-	ErrSmallCache = errors.New("pgstore: the statement caches are too small for so many tenants; use pgstore.NewPools, or more pools of it, or a larger StatementCacheCapacity (about 20 KiB of the server's memory for each statement and connection), or pgx.QueryExecModeExec")
+	ErrSmallCache = errors.New("pgstore: the statement caches are too small for so many tenants; use pgstore.NewPools, or more pools of it, or a larger StatementCacheCapacity (about 35 KiB of the server's memory for each statement and connection), or pgx.QueryExecModeExec")
 
 	// ErrTooManyConns says that the pools together may open more connections than the server
 	// gives to their role.
@@ -34,9 +34,9 @@ var (
 )
 
 const (
-	// statementsPerTenant is how many statements a tenant has that come with every request:
-	// a claim, a completion and a look.
-	statementsPerTenant = 3
+	// statementsPerTenant is how many statements a tenant has that come with every request: a
+	// claim, a completion and a look, and each of them for many keys at once.
+	statementsPerTenant = 6
 	warnAgainAfter      = time.Hour
 	probeTimeout        = 5 * time.Second
 )

@@ -455,7 +455,84 @@ func TestCompletionThatMetAnother(t *testing.T) {
 				t.Fatal(err)
 			}
 			wg.Wait()
+			for i, req := range reqs {
+				rec, err := store.Get(t.Context(), org, req.Key)
+				switch {
+				case i == 7 && c.want != nil:
+					if !errors.Is(err, idempotency.ErrNotFound) {
+						t.Errorf("key %d, which was taken: %+v, %v", i, rec, err)
+					}
+				case err != nil || rec.ResponseStatus != 200+i:
+					t.Errorf("key %d: %+v, %v", i, rec, err)
+				}
+			}
 		})
+	}
+}
+
+// TestBesideARewrite: a statement that rewrites the table, which leaves rows that a strict
+// isolation level does not see, takes no lease away.
+func TestBesideARewrite(t *testing.T) {
+	t.Parallel()
+	direct := pgtest.NewPool(t)
+	for _, level := range []string{"read committed", "repeatable read"} {
+		for name, call := range map[string]func(*pgstore.Store, idempotency.Claim) error{
+			"extend": func(store *pgstore.Store, c idempotency.Claim) error {
+				return store.Extend(context.Background(), c, time.Hour)
+			},
+			"complete": func(store *pgstore.Store, c idempotency.Claim) error {
+				return store.Complete(context.Background(), c, &idempotency.Record{ResponseStatus: 201})
+			},
+		} {
+			t.Run(level+", "+name, func(t *testing.T) {
+				t.Parallel()
+				org := storetest.NewTenant(t, direct)
+				store := storetest.NewStore(t, poolLike(t, direct, func(c *pgxpool.Config) {
+					c.MaxConns = 1
+					c.ConnConfig.RuntimeParams["default_transaction_isolation"] = level
+				}))
+				claimed := func(key string) idempotency.Claim {
+					req := claimRequest(org, key)
+					mustClaim(t, store, req, idempotency.OutcomeClaimed)
+					return req.Claim
+				}
+				for i := range 8 { // until its statement is prepared and planned
+					if err := call(store, claimed(fmt.Sprint(i))); err != nil {
+						t.Fatal(err)
+					}
+				}
+				claims := make([]idempotency.Claim, 12)
+				for i := range claims {
+					claims[i] = claimed(fmt.Sprint("key-", i))
+				}
+				rewrite, err := direct.Begin(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = rewrite.Rollback(context.Background()) }()
+				if _, err := rewrite.Exec(t.Context(), `ALTER TABLE `+storetest.SchemaOf(t, org).Quoted()+`.idempotency_records ADD COLUMN audit uuid DEFAULT gen_random_uuid()`); err != nil {
+					t.Fatal(err)
+				}
+				var wg sync.WaitGroup
+				for _, c := range claims {
+					wg.Go(func() {
+						if err := call(store, c); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				waitForLock(t, direct)
+				if err := rewrite.Commit(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				wg.Wait()
+				for _, c := range claims {
+					if _, err := store.Get(t.Context(), org, c.Key); name == "complete" && err != nil {
+						t.Errorf("key %s: %v", c.Key, err)
+					}
+				}
+			})
+		}
 	}
 }
 

@@ -20,7 +20,7 @@ import (
 // Pools are small pools of connections to one server, to which the schemas of tenants are
 // hashed: each schema has a home among them. A server process that meets a schema for the
 // first time reads about its tables and plans its statements, which takes several times as
-// long as the statements do, and keeps what it has found, about 60 KiB a schema, for as long
+// long as the statements do, and keeps what it has found, 60 to 230 KiB a schema, for as long
 // as it lives. In one pool all of its connections come to meet all tenants; in n pools each
 // meets about the n-th part of them, in a n-th of the memory.
 //
@@ -64,10 +64,12 @@ const (
 //
 //   - MaxConns, MinConns and MinIdleConns are shared among them.
 //   - StatementCacheCapacity is [DefaultStatementCache] if it was smaller, so that the
-//     statements of a thousand tenants or so stay prepared on a connection, which takes the
-//     server about 20 KiB each. Their number is what bounds a server process's memory, with
-//     some 15 KiB for each schema that it has met; give a larger one where there are more
-//     tenants to a pool and memory to spend.
+//     statements of some 700 tenants stay prepared on a connection. A tenant has six that come
+//     with every request: a claim, a completion and a look, of about 20 KiB of the server's
+//     memory each, and the same for many keys at once, of about 50 KiB each, once four or more
+//     of its requests have gone together. Their number is what bounds a server process's
+//     memory, with some 15 KiB for each schema that it has met; give a larger one where there
+//     are more tenants to a pool and memory to spend.
 //   - MaxConnLifetime gets a jitter of a quarter if there was none: a connection that ends
 //     gives back what it has kept of tenants that are gone or were guests, and they should
 //     not all begin anew at once.
@@ -75,9 +77,9 @@ const (
 //     has ended, and closes the connection only when that has not helped after 2 seconds: a
 //     new one has everything to learn again. By default pgx closes it at once.
 //
-// A statement whose home has no connection free for 20 ms, because a tenant's table is
-// locked say, goes to another pool that has one. [Store.Transactional] goes there at once, so
-// that n pools hold as many transactions as one does.
+// A statement whose home has no connection free for 20 ms goes to another pool that has one.
+// [Store.Transactional] goes there at once, so that n pools hold as many transactions as one
+// does.
 //
 // Connections are to lead to the server itself. A pooler in transaction mode deals them out
 // anew for each transaction, and all of its server connections meet all tenants.

@@ -114,7 +114,7 @@ func WithLogger(logger *slog.Logger) Option {
 //
 // A statement that fails is none of the other requests' concern: they are run again by
 // themselves, and so is everything of a schema for ten seconds, or until something of it
-// has succeeded again.
+// has succeeded again, on half of the pool's connections or with little time for each.
 func WithCoalescing(n int) Option {
 	return func(s *Store) error {
 		if n < 1 {
@@ -351,6 +351,11 @@ func judge(req idempotency.ClaimRequest, row db.ClaimSelectRow) (result idempote
 	return idempotency.ClaimResult{}, row.Attempt + 1
 }
 
+// looksForLost is how often an attempt's record is looked for before its lease is lost. At
+// REPEATABLE READ a statement that has waited for one that rewrites the table, VACUUM FULL
+// say, has a snapshot of before, and sees no row at all.
+const looksForLost = 2
+
 // Complete implements [idempotency.LeaseStore].
 func (s *Store) Complete(ctx context.Context, c idempotency.Claim, rec *idempotency.Record) error {
 	at, err := s.locateBegun(ctx, c.OrgID)
@@ -368,14 +373,14 @@ func (s *Store) Complete(ctx context.Context, c idempotency.Claim, rec *idempote
 	var awaited bool
 	err = s.follow(ctx, c.OrgID, at, func(here located) error {
 		at = here
-		completion := at.tenant.Completion(params, c.Kept)
-		if err := at.home.outcomes.do(ctx, completion, len(rec.ResponseBody)); err != nil {
-			return err
+		for range looksForLost {
+			completion := at.tenant.Completion(params, c.Kept)
+			err := at.home.outcomes.do(ctx, completion, len(rec.ResponseBody))
+			if awaited = completion.Awaited; err != nil || completion.Held {
+				return err
+			}
 		}
-		if awaited = completion.Awaited; !completion.Held {
-			return pgx.ErrNoRows
-		}
-		return nil
+		return pgx.ErrNoRows
 	})
 	if c.Kept {
 		err = asOutdated(err)
@@ -443,11 +448,13 @@ func (s *Store) Extend(ctx context.Context, c idempotency.Claim, lease time.Dura
 		return err
 	}
 	err = s.follow(ctx, c.OrgID, at, func(at located) error {
-		n, err := db.New(at.tenant).Extend(ctx, db.ExtendParams{Lease: lease, OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)})
-		if err == nil && n == 0 {
-			err = pgx.ErrNoRows
+		for range looksForLost {
+			n, err := db.New(at.tenant).Extend(ctx, db.ExtendParams{Lease: lease, OrgID: db.UUID(c.OrgID), Key: c.Key, Token: db.UUID(c.Token)})
+			if err != nil || n > 0 {
+				return err
+			}
 		}
-		return err
+		return pgx.ErrNoRows
 	})
 	return lostOr("extend", c.OrgID, err)
 }

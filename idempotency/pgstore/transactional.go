@@ -82,7 +82,12 @@ func WithReruns(n int) TxOption {
 // is named by 64 bits of a SHA-256 over schema, org_id and key, in the database's space of
 // advisory locks: should two keys in flight share a name, which among 10,000 at a time
 // happens about once in 10^11 times, the second is told to come again. No claim waits for
-// a lock, so no tenant can hold up another.
+// another.
+//
+// A claim does wait for a tenant's table that is locked as a whole, by a migration say, until
+// the store timeout, and holds its connection meanwhile: as many of such requests as there are
+// connections keep other tenants waiting. Set lock_timeout where that can happen, or give a
+// store for transactions pools of its own. Those of a store with leases are bounded.
 //
 // A statement that fails aborts the transaction, as ever. A handler that answers it with a
 // status of 400 or more that is storable, a conflict say, has that outcome stored, and

@@ -17,8 +17,10 @@ type KeyOp interface {
 	// Schema returns the quoted name of the schema that it is done in.
 	Schema() string
 	// Settled reports, once its statements have been run, whether what came of it is known.
-	// It is not of one that was run together with others, and met somebody who changed the
-	// record at that moment: then it has had no effect, and is to be run by itself.
+	// It always is of one that was run by itself. It is not of a completion that was run
+	// together with others and had no effect: its record may be another attempt's, or gone, or
+	// somebody may have changed it at that moment, to extend its lease say, and it is the
+	// attempt's still. Then it is to be run by itself, which tells.
 	Settled() bool
 	base() *keyOp
 }

@@ -27,6 +27,16 @@ func (q *Queries) BeginTogether(ctx context.Context, bound string) error {
 	return err
 }
 
+const boundStatements = `-- name: BoundStatements :exec
+SELECT set_config('statement_timeout', $1::text, true)
+`
+
+// BoundStatements sets, for the transaction alone, how long each of its statements may take.
+func (q *Queries) BoundStatements(ctx context.Context, bound string) error {
+	_, err := q.db.Exec(ctx, boundStatements, bound)
+	return err
+}
+
 const claimInsert = `-- name: ClaimInsert :execrows
 INSERT INTO /*tenant.*/idempotency_records AS r (
     created_at, expires_at, lease_until, token, org_id, attempt, response_kept, key, request_hash
@@ -69,7 +79,7 @@ INSERT INTO /*tenant.*/idempotency_records AS r (
 SELECT now(), now() + $1::interval, now() + $2::interval, unnest($3::uuid[]), $4::uuid, 1, true,
        unnest($5::text[]), unnest($6::bytea[])
 ON CONFLICT (org_id, key) DO NOTHING
-RETURNING r.token
+RETURNING r.key, r.token
 `
 
 type ClaimInsertManyParams struct {
@@ -81,9 +91,14 @@ type ClaimInsertManyParams struct {
 	RequestHashes [][]byte
 }
 
-// ClaimInsertMany is ClaimInsert for many keys of a tenant. It returns the tokens of those
-// that it has claimed, and locks in the order in which the keys are given.
-func (q *Queries) ClaimInsertMany(ctx context.Context, arg ClaimInsertManyParams) ([]pgtype.UUID, error) {
+type ClaimInsertManyRow struct {
+	Key   string
+	Token pgtype.UUID
+}
+
+// ClaimInsertMany is ClaimInsert for many keys of a tenant. It returns the keys and tokens of
+// those that it has claimed, and locks in the order in which the keys are given.
+func (q *Queries) ClaimInsertMany(ctx context.Context, arg ClaimInsertManyParams) ([]ClaimInsertManyRow, error) {
 	rows, err := q.db.Query(ctx, claimInsertMany,
 		arg.Ttl,
 		arg.Lease,
@@ -96,13 +111,13 @@ func (q *Queries) ClaimInsertMany(ctx context.Context, arg ClaimInsertManyParams
 		return nil, err
 	}
 	defer rows.Close()
-	var items []pgtype.UUID
+	var items []ClaimInsertManyRow
 	for rows.Next() {
-		var token pgtype.UUID
-		if err := rows.Scan(&token); err != nil {
+		var i ClaimInsertManyRow
+		if err := rows.Scan(&i.Key, &i.Token); err != nil {
 			return nil, err
 		}
-		items = append(items, token)
+		items = append(items, i)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err
@@ -366,7 +381,7 @@ FROM (
     ) AS p
 ) AS f
 WHERE r.ctid = f.place AND (r.org_id = $1 AND r.key = f.key AND r.token = f.token) IS TRUE
-RETURNING r.token, r.awaited
+RETURNING r.key, r.token, r.awaited
 `
 
 type CompleteManyParams struct {
@@ -380,12 +395,13 @@ type CompleteManyParams struct {
 }
 
 type CompleteManyRow struct {
+	Key     string
 	Token   pgtype.UUID
 	Awaited bool
 }
 
-// CompleteMany is Complete for many keys of a tenant. It returns the tokens of those that
-// it has completed, and locks in the order in which the keys are given. A row that changed
+// CompleteMany is Complete for many keys of a tenant. It returns the keys and tokens of those
+// that it has completed, and locks in the order in which the keys are given. A row that changed
 // at this moment may be left out though its token holds: by Complete it is found out.
 //
 // Each row is looked up by itself, by all of the primary key, for OFFSET 0; and updated by
@@ -409,7 +425,7 @@ func (q *Queries) CompleteMany(ctx context.Context, arg CompleteManyParams) ([]C
 	var items []CompleteManyRow
 	for rows.Next() {
 		var i CompleteManyRow
-		if err := rows.Scan(&i.Token, &i.Awaited); err != nil {
+		if err := rows.Scan(&i.Key, &i.Token, &i.Awaited); err != nil {
 			return nil, err
 		}
 		items = append(items, i)

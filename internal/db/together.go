@@ -3,7 +3,6 @@ package db
 import (
 	"errors"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -50,7 +49,7 @@ func Together(ops []KeyOp, bound time.Duration) ([]Statement, error) {
 	}
 	var begin []Statement
 	if len(ops) > 1 {
-		begin = append(begin, Statement{sql: beginTogether, args: []any{strconv.FormatInt(max(1, bound.Milliseconds()), 10)}})
+		begin = append(begin, Statement{sql: beginTogether, args: []any{milliseconds(bound)}})
 	}
 	return slices.Concat(begin, t.claiming, t.completing, t.looking), nil
 }
@@ -130,15 +129,16 @@ func claimMany(ops []KeyOp) (Statement, error) {
 		c.Claimed = false
 		claims[i], tokens[i], keys[i], hashes[i] = c, c.insert.Token, c.key, c.insert.RequestHash
 	}
+	var key string
 	var token pgtype.UUID
 	first, next := claims[0], 0
 	return first.tenant.statement(claimInsertMany, Statement{
 		args: []any{first.insert.Ttl, first.insert.Lease, tokens, first.orgID, keys, hashes},
-		dest: []any{&token},
+		dest: []any{&key, &token},
 		onRow: func() { // in the order of the claims, so that there is next to no looking for it
 			for range claims {
 				c := claims[next%len(claims)]
-				if next++; c.insert.Token == token {
+				if next++; c.key == key && c.insert.Token == token {
 					c.Claimed = true
 					return
 				}
@@ -158,16 +158,17 @@ func completionsOf(completions []*Completion) (Statement, error) {
 		tokens[i], keys[i], headers[i], bodies[i] = a.Token, a.Key, a.ResponseHeaders, a.ResponseBody
 		statuses[i], kept[i] = a.ResponseStatus, a.ResponseKept
 	}
+	var key string
 	var token pgtype.UUID
 	var awaited bool
 	first, next := completions[0], 0
 	return first.tenant.statement(completeMany, Statement{
 		args: []any{first.orgID, tokens, keys, statuses, kept, headers, bodies},
-		dest: []any{&token, &awaited},
+		dest: []any{&key, &token, &awaited},
 		onRow: func() { // in the order of the completions, as for claims
 			for range completions {
 				c := completions[next%n]
-				if next++; c.unsettled && c.complete.Token == token {
+				if next++; c.unsettled && c.key == key && c.complete.Token == token {
 					c.Held, c.Awaited, c.unsettled = true, awaited, false
 					return
 				}

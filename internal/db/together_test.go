@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -310,6 +311,38 @@ func TestTogetherFailsTogether(t *testing.T) {
 	}
 }
 
+// TestOneTokenForManyKeys: what came of each is told by its key as well.
+func TestOneTokenForManyKeys(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	tenant, org := newSchema(t, pool)
+	token := uuid.New()
+	of := func(i int) attempt { return attempt{tenant, org, fmt.Sprint(i), token} }
+	taken := of(0)
+	taken.token = uuid.New()
+	if err := runTogether(t, pool, []db.KeyOp{taken.claim(time.Hour, false)}); err != nil {
+		t.Fatal(err)
+	}
+	var claims []*db.Claim
+	var completions []*db.Completion
+	var claiming, completing []db.KeyOp
+	for i := range 6 {
+		claims, completions = append(claims, of(i).claim(time.Hour, false)), append(completions, of(i).complete(200+i, ""))
+		claiming, completing = append(claiming, claims[i]), append(completing, completions[i])
+	}
+	for _, ops := range [][]db.KeyOp{claiming, completing} {
+		if err := runTogether(t, pool, ops); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range claims {
+		held := completions[i].Settled() && completions[i].Held
+		if claims[i].Claimed != (i != 0) || held != (i != 0) {
+			t.Errorf("key %d: claimed %t, completed %t", i, claims[i].Claimed, held)
+		}
+	}
+}
+
 // TestManyKeysAreFoundByTheirIndex: also on connections that have met the table when it was
 // so small that reading it whole, or all of its index, was as cheap.
 func TestManyKeysAreFoundByTheirIndex(t *testing.T) {
@@ -343,9 +376,31 @@ func TestManyKeysAreFoundByTheirIndex(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			// What the connection has done is known when it is known of a table that it has read
+			// after that: from PostgreSQL 15 on at once if it is asked for, and before in a while.
+			var asks bool
+			if err := pool.QueryRow(t.Context(), "SELECT to_regproc('pg_catalog.pg_stat_force_next_flush') IS NOT NULL").Scan(&asks); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := pool.Exec(t.Context(), "CREATE TABLE public.afterwards ()"); err != nil {
+				t.Fatal(err)
+			}
+			reads := 0
 			read := func() (whole, entries int) {
-				if _, err := pool.Exec(t.Context(), "SELECT pg_stat_force_next_flush()"); err != nil {
+				if _, err := pool.Exec(t.Context(), "SELECT count(*) FROM public.afterwards"); err != nil {
 					t.Fatal(err)
+				}
+				reads++
+				for deadline, known := time.Now().Add(20*time.Second), 0; known < reads; time.Sleep(time.Millisecond) {
+					if asks {
+						if _, err := pool.Exec(t.Context(), "SELECT pg_stat_force_next_flush()"); err != nil {
+							t.Fatal(err)
+						}
+					}
+					err := pool.QueryRow(t.Context(), "SELECT seq_scan FROM pg_stat_user_tables WHERE relid = 'public.afterwards'::regclass").Scan(&known)
+					if err != nil && !errors.Is(err, pgx.ErrNoRows) || time.Now().After(deadline) {
+						t.Fatalf("%d of %d, %v", known, reads, err)
+					}
 				}
 				if err := pool.QueryRow(t.Context(), `SELECT t.seq_scan, i.idx_tup_read FROM pg_stat_user_tables AS t JOIN pg_stat_user_indexes AS i USING (relid)
 					WHERE t.relid = $1::regclass`, table).Scan(&whole, &entries); err != nil {
