@@ -222,7 +222,3 @@ SELECT set_config('statement_timeout', @bound::text, true), set_config('enable_s
 -- name: RelaxCommit :exec
 -- RelaxCommit has the transaction's commit not wait for the disk.
 SELECT set_config('synchronous_commit', 'off', true);
-
--- name: BoundStatements :exec
--- BoundStatements sets, for the transaction alone, how long each of its statements may take.
-SELECT set_config('statement_timeout', @bound::text, true);

@@ -16,16 +16,15 @@ import (
 // coalescer runs the statements of many requests on few connections: while as many runs
 // as are worth having are under way, what comes gathers, and the first run that ends makes
 // room for all of that at once, in one round trip and one transaction. What comes when there
-// is room goes at once and by itself, so nothing ever waits for company; but for what has no
-// turn, beside others that have: see longTrip.
+// is room goes at once and by itself, so nothing ever waits for company.
 //
 // A statement that fails, or takes too long, takes the others of its transaction with it;
 // they are then run again, each by itself. So is, for a while, all of a schema of which
-// none has succeeded since. How much may be run by itself at once, turns say.
+// none has succeeded since.
 type coalescer struct {
+	conns   conns
 	alone   *turns
-	kind    string // of what is run by itself
-	relaxed bool   // commits do not wait for the disk
+	relaxed bool // commits do not wait for the disk
 
 	mu      sync.Mutex
 	pace    pace
@@ -39,16 +38,12 @@ const (
 	maxCoalesced      = 128     // calls in one transaction
 	maxCoalescedBytes = 1 << 20 // of what they send and get, more or less
 
-	// A statement of many calls together, or of one that has no turn, may take 20 times as long
-	// as the shortest run of late, and as long as this in any case; so may all runs, before
-	// others stop waiting for them. All of a transaction may take a second, for slow commits.
+	// A statement of many calls together may take 20 times as long as the shortest run of
+	// late, and as long as this in any case; so may all runs, before others stop waiting
+	// for them. All of a transaction may take a second, for slow commits.
 	minBound    = 100 * time.Millisecond
 	boundRuns   = 20
 	maxPatience = time.Second
-
-	// Where runs take as long, a bound makes them little longer. Where they are shorter, a call
-	// that has no turn waits for one under way to end, and goes with others.
-	longTrip = time.Millisecond
 
 	asideFor = 10 * time.Second
 	maxAside = 1024 // schemas
@@ -83,59 +78,38 @@ type run struct {
 func (co *coalescer) do(ctx context.Context, op db.KeyOp, bytes int) error {
 	c := &call{op: op, bytes: bytes}
 	c.deadline, _ = ctx.Deadline()
-	place, r := co.enter(c)
-	if place == placeInLine {
-		l, err := co.await(ctx, c)
-		switch {
-		case err != nil:
-			return err
-		case len(l.together) == 1:
-			place, r = placeFree, l.run
-		default:
+	switch place, r := co.enter(c); place {
+	case placeFree:
+		defer co.leave(r)
+		err := co.runAlone(ctx, op)
+		if err != nil && isOwnFault(err) {
+			co.setAside(c)
+		}
+		return err
+	case placeInLine:
+		select {
+		case l := <-c.ready:
 			co.lead(l)
-			if !c.alone {
-				return nil
+		case <-ctx.Done():
+			if co.forget(c) {
+				return ctx.Err()
 			}
+			co.lead(<-c.ready)
+		}
+		if !c.alone {
+			return nil
 		}
 	}
-	if place == placeFree {
-		err := co.runFree(ctx, c, r)
-		if !errors.Is(err, errStuck) {
-			return err
-		}
+	if err := co.alone.take(ctx, op.Schema()); err != nil {
+		return err
 	}
-	err := co.alone.runInTurn(ctx, co.kindOf(op), co.statementsOf(op))
+	defer co.alone.give(op.Schema())
+	err := co.runAlone(ctx, op)
 	if err == nil {
 		co.takeBack(op.Schema())
 	}
 	return err
 }
-
-// await waits in line until the call has been run, or is to be.
-func (co *coalescer) await(ctx context.Context, c *call) (lead, error) {
-	select {
-	case l := <-c.ready:
-		return l, nil
-	case <-ctx.Done():
-		if co.forget(c) {
-			return lead{}, ctx.Err()
-		}
-		return <-c.ready, nil
-	}
-}
-
-// runFree runs a call by itself that nobody waits for and that waits for nobody. It returns
-// errStuck for one that has to.
-func (co *coalescer) runFree(ctx context.Context, c *call, r *run) error {
-	defer co.leave(r)
-	err := co.alone.runAtOnce(ctx, co.kindOf(c.op), co.statementsOf(c.op))
-	if err != nil && (errors.Is(err, errStuck) || isOwnFault(err)) {
-		co.setAside(c)
-	}
-	return err
-}
-
-func (co *coalescer) kindOf(op db.KeyOp) kind { return kind{op.Schema(), co.kind} }
 
 // place is where a call goes.
 type place int
@@ -153,7 +127,7 @@ func (co *coalescer) enter(c *call) (place, *run) {
 	switch {
 	case len(co.aside) > 0 && co.isAside(c.op.Schema()):
 		return placeAside, nil
-	case len(co.runs) == 0, len(co.runs) < co.pace.limit() && (co.pace.quickest() >= longTrip || co.alone.hasTurn(c.op.Schema())):
+	case len(co.runs) < co.pace.limit():
 		return placeFree, co.begin()
 	}
 	c.ready = make(chan lead, 1)
@@ -187,25 +161,20 @@ func (co *coalescer) leave(r *run) {
 	co.watch()
 }
 
-// next begins the run of those who wait, if there are any, but for those whose schemas have
-// been set aside. The first of them leads. The lock is held.
+// next begins the run of those who wait, if there are any. The first of them leads. The
+// lock is held.
 func (co *coalescer) next() {
 	var together []*call
 	n, size := 0, 0
-	for ; n < len(co.waiting) && len(together) < maxCoalesced; n++ {
+	for n < len(co.waiting) && len(together) < maxCoalesced {
 		c := co.waiting[n]
-		if c.left {
-			continue
+		if !c.left {
+			if size += c.bytes; len(together) > 0 && size > maxCoalescedBytes {
+				break
+			}
+			c.begun, together = true, append(together, c)
 		}
-		if len(co.aside) > 0 && co.isAside(c.op.Schema()) { // since it came
-			c.begun, c.alone = true, true
-			c.ready <- lead{}
-			continue
-		}
-		if size += c.bytes; len(together) > 0 && size > maxCoalescedBytes {
-			break
-		}
-		c.begun, together = true, append(together, c)
+		n++
 	}
 	clear(co.waiting[:n])
 	if co.waiting = co.waiting[n:]; len(co.waiting) == 0 {
@@ -219,13 +188,6 @@ func (co *coalescer) next() {
 // bound is how long a statement may take that others depend on, and a run that others wait
 // for. The lock is held.
 func (co *coalescer) bound() time.Duration { return max(minBound, boundRuns*co.pace.quickest()) }
-
-// boundOfOne is how long a statement may take that is run by itself and has no turn.
-func (co *coalescer) boundOfOne() time.Duration {
-	co.mu.Lock()
-	defer co.mu.Unlock()
-	return min(co.bound(), maxPatience/2)
-}
 
 // watch watches, while calls wait, that runs come to an end. The lock is held.
 func (co *coalescer) watch() {
@@ -313,22 +275,22 @@ func (co *coalescer) runTogether(together []*call) error {
 	if err != nil {
 		return err
 	}
-	return db.Run(ctx, co.alone.conns, co.relax(statements)...)
+	return co.run(ctx, statements)
 }
 
-// statementsOf makes the statements of one operation by itself.
-func (co *coalescer) statementsOf(op db.KeyOp) statementsOf {
-	return func() ([]db.Statement, error) {
-		statements, err := op.Statements()
-		return co.relax(statements), err
+func (co *coalescer) runAlone(ctx context.Context, op db.KeyOp) error {
+	statements, err := op.Statements()
+	if err != nil {
+		return err
 	}
+	return co.run(ctx, statements)
 }
 
-func (co *coalescer) relax(statements []db.Statement) []db.Statement {
+func (co *coalescer) run(ctx context.Context, statements []db.Statement) error {
 	if co.relaxed {
-		return slices.Insert(statements, 0, db.RelaxCommit())
+		statements = slices.Insert(statements, 0, db.RelaxCommit())
 	}
-	return statements
+	return db.Run(ctx, co.conns, statements...)
 }
 
 // isOwnFault reports whether the server has refused a statement for what it is, or for the

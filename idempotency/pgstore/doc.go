@@ -28,11 +28,6 @@
 // them do so earlier. In one transaction, those of one schema are few statements, whatever
 // their number. docs/performance.md has what this is worth.
 //
-// While a tenant's table is locked, by a migration say, its requests wait for that on half
-// of the pool's connections at most, those of all such tenants on three quarters, and the
-// rest of them without a connection: those of other tenants go on. That is so of a pool of
-// two connections or more, and of all but transactions. docs/scale.md has the rules.
-//
 // All times are the database's. Every statement names its schema; nothing is ever
 // set on a connection, so the store works behind PgBouncer in transaction mode,
 // given a pool that does not cache prepared statements there (set
@@ -57,8 +52,7 @@
 // [Store.Transactional] lets each handler run in a transaction of its tenant, in which
 // its own writes and the stored response are committed together; [Tx] is the handler's
 // way to it. A claim is one round trip there as well, and so are record and commit
-// together. Each running request then holds a connection, all that there are if there are as
-// many, and those of a tenant whose table is locked until they are given up.
+// together. Each running request then holds a connection.
 //
 // # Requests whose process died
 //

@@ -96,7 +96,6 @@ type server struct {
 // home is one of a server's pools, and what gathers in front of it.
 type home struct {
 	conns    conns
-	alone    *turns
 	looks    *coalescer
 	claims   *coalescer
 	outcomes *coalescer // the same, unless claims are relaxed
@@ -106,7 +105,6 @@ type home struct {
 
 // start makes the homes. It starts no goroutine.
 func (s *server) start(few int, relaxed bool) {
-	all := newAllTurns(s.pools.maxConns())
 	for i, pool := range s.pools.pools {
 		most := int(pool.Config().MaxConns)
 		pace := newPace(2, most)
@@ -119,14 +117,14 @@ func (s *server) start(few int, relaxed bool) {
 		}
 		h := &home{conns: s.pools.of(i)}
 		h.warn.capacity = capacity(pool)
-		h.alone = newTurns(all, h.conns, most)
-		h.looks = &coalescer{alone: h.alone, kind: ofLooks, pace: pace}
-		h.claims = &coalescer{alone: h.alone, kind: ofKeys, pace: pace, relaxed: relaxed}
+		// Half of the connections, for all that is done by itself in one schema.
+		alone := &turns{most: max(2, most/2)}
+		h.looks = &coalescer{conns: h.conns, alone: alone, pace: pace}
+		h.claims = &coalescer{conns: h.conns, alone: alone, pace: pace, relaxed: relaxed}
 		h.outcomes = h.claims
 		if relaxed {
-			h.outcomes = &coalescer{alone: h.alone, kind: ofKeys, pace: pace}
+			h.outcomes = &coalescer{conns: h.conns, alone: alone, pace: pace}
 		}
-		h.alone.bound = h.outcomes.boundOfOne
 		s.homes = append(s.homes, h)
 	}
 }
@@ -217,12 +215,7 @@ func (s *Store) at(orgID uuid.UUID, p tenancy.Placement) (located, error) {
 	}
 	home := server.on(p.Schema)
 	home.meet(p.Schema.Quoted(), s.logger)
-	return located{schema: p.Schema, server: server, home: home, tenant: s.bind(home, p.Schema)}, nil
-}
-
-// bind returns what runs a schema's statements by themselves, at its home.
-func (s *Store) bind(at *home, schema tenancy.Schema) db.Tenant {
-	return s.texts.Bind(ownConns{at.alone, kind{schema.Quoted(), ofOthers}}, schema.Quoted())
+	return located{schema: p.Schema, server: server, home: home, tenant: s.texts.Bind(home.conns, p.Schema.Quoted())}, nil
 }
 
 func unknownCluster(name string, servers map[string]*server) error {

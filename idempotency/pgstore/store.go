@@ -114,7 +114,7 @@ func WithLogger(logger *slog.Logger) Option {
 //
 // A statement that fails is none of the other requests' concern: they are run again by
 // themselves, and so is everything of a schema for ten seconds, or until something of it
-// has succeeded again, on half of the pool's connections or with little time for each.
+// has succeeded again.
 func WithCoalescing(n int) Option {
 	return func(s *Store) error {
 		if n < 1 {

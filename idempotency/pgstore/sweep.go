@@ -56,8 +56,7 @@ func (s *sweep) pass(ctx context.Context) error {
 	var errs []error
 	var places []heldIn
 	for _, server := range s.store.servers {
-		catalog := ownConns{server.homes[0].alone, kind{what: ofOthers}} // a statement that opens the tables of all schemas
-		names, err := db.New(catalog).RequestSchemas(ctx)
+		names, err := db.New(server.homes[0].conns).RequestSchemas(ctx)
 		if err != nil { // those of other servers are looked for all the same
 			errs = append(errs, fmt.Errorf("pgstore: completer: list the schemas with requests%s: %w", server.inCluster(), err))
 		}
@@ -116,7 +115,7 @@ func (s *sweep) look(ctx context.Context, in heldIn) (d due, err error) {
 	if d.schema, err = tenancy.ParseSchema(in.schema); err != nil {
 		return d, fmt.Errorf("pgstore: completer: a table of requests lies where no tenant can be: %w", err)
 	}
-	d.tenant = s.store.bind(in.server.on(d.schema), d.schema)
+	d.tenant = s.store.texts.Bind(in.server.on(d.schema).conns, d.schema.Quoted())
 	orgs, err := repeated(func() ([]pgtype.UUID, error) { // it forgets what another copy may forget at the same time
 		return db.New(d.tenant).DueOrgs(ctx)
 	})

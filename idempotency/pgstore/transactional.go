@@ -87,7 +87,7 @@ func WithReruns(n int) TxOption {
 // A claim does wait for a tenant's table that is locked as a whole, by a migration say, until
 // the store timeout, and holds its connection meanwhile: as many of such requests as there are
 // connections keep other tenants waiting. Set lock_timeout where that can happen, or give a
-// store for transactions pools of its own. Those of a store with leases are bounded.
+// store for transactions pools of its own.
 //
 // A statement that fails aborts the transaction, as ever. A handler that answers it with a
 // status of 400 or more that is storable, a conflict say, has that outcome stored, and

@@ -27,16 +27,6 @@ func (q *Queries) BeginTogether(ctx context.Context, bound string) error {
 	return err
 }
 
-const boundStatements = `-- name: BoundStatements :exec
-SELECT set_config('statement_timeout', $1::text, true)
-`
-
-// BoundStatements sets, for the transaction alone, how long each of its statements may take.
-func (q *Queries) BoundStatements(ctx context.Context, bound string) error {
-	_, err := q.db.Exec(ctx, boundStatements, bound)
-	return err
-}
-
 const claimInsert = `-- name: ClaimInsert :execrows
 INSERT INTO /*tenant.*/idempotency_records AS r (
     created_at, expires_at, lease_until, token, org_id, attempt, response_kept, key, request_hash

@@ -3,8 +3,6 @@ package db
 import (
 	"context"
 	"errors"
-	"strconv"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -29,26 +27,6 @@ type Statement struct {
 
 // RelaxCommit is [Queries.RelaxCommit].
 func RelaxCommit() Statement { return Statement{sql: relaxCommit} }
-
-// Bound is [Queries.BoundStatements].
-func Bound(d time.Duration) Statement {
-	return Statement{sql: boundStatements, args: []any{milliseconds(d)}}
-}
-
-// milliseconds is d as a setting has it, where 0 would be no bound.
-func milliseconds(d time.Duration) string {
-	return strconv.FormatInt(max(1, d.Milliseconds()), 10)
-}
-
-// Execution is a statement without rows. What came of it is put in tag.
-func Execution(sql string, args []any, tag *pgconn.CommandTag) Statement {
-	return Statement{sql: sql, args: args, onTag: func(t pgconn.CommandTag) { *tag = t }}
-}
-
-// Reading is a statement of one row, which is put in dest; none tells that there was no row.
-func Reading(sql string, args, dest []any, none *bool) Statement {
-	return Statement{sql: sql, args: args, dest: dest, onNone: func() { *none = true }}
-}
 
 // Run runs statements in one round trip and one transaction. After an error none of them
 // has had an effect, unless the error leaves open what became of the transaction.

@@ -3,6 +3,7 @@ package db
 import (
 	"errors"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -49,7 +50,7 @@ func Together(ops []KeyOp, bound time.Duration) ([]Statement, error) {
 	}
 	var begin []Statement
 	if len(ops) > 1 {
-		begin = append(begin, Statement{sql: beginTogether, args: []any{milliseconds(bound)}})
+		begin = append(begin, Statement{sql: beginTogether, args: []any{strconv.FormatInt(max(1, bound.Milliseconds()), 10)}})
 	}
 	return slices.Concat(begin, t.claiming, t.completing, t.looking), nil
 }
