@@ -26,6 +26,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/pgidem/pgidem/internal/pgtest"
 )
 
 // settings are the terms of a run.
@@ -40,6 +42,7 @@ type settings struct {
 	rounds   int
 	url      string
 	only     string
+	set      []pgtest.Option // of the new server
 }
 
 func main() {
@@ -78,6 +81,14 @@ func parse(args []string) (s settings, err error) {
 	flags.IntVar(&s.rounds, "rounds", 3, "how often each way is measured")
 	flags.StringVar(&s.url, "url", "", "a database to use, which keeps its tenants for the next run (default a new server)")
 	flags.StringVar(&s.only, "only", "", "prepare: make the tenants in the database of -url, and measure nothing")
+	flags.Func("set", "`NAME=VALUE` of a parameter of the new server; repeat it for more", func(text string) error {
+		name, value, ok := strings.Cut(text, "=")
+		if !ok || name == "" {
+			return errors.New("give NAME=VALUE")
+		}
+		s.set = append(s.set, pgtest.WithParameter(name, value))
+		return nil
+	})
 	_ = flags.Parse(args) // ends the program instead
 	s.traffic, s.ways = strings.Split(*traffic, ","), strings.Split(*ways, ",")
 	for list, to := range map[string]*[]int{*tenants: &s.tenants, *callers: &s.callers} {
@@ -97,6 +108,9 @@ func parse(args []string) (s settings, err error) {
 	for _, w := range s.ways {
 		_, wayErr := parseWay(w, s.conns)
 		err = errors.Join(err, wayErr)
+	}
+	if s.url != "" && len(s.set) > 0 {
+		err = errors.Join(err, errors.New("-set is for a new server, and -url for one that has its settings"))
 	}
 	if s.rounds < 1 || s.duration < 100*time.Millisecond || s.conns < 1 || flags.NArg() > 0 {
 		err = errors.Join(err, errors.New("give rounds and conns of 1 or more, a duration of 100ms or more, and no other arguments"))

@@ -23,7 +23,7 @@ import (
 func run(ctx context.Context, s settings) (err error) {
 	url, source := s.url, "the database that was given"
 	if url == "" {
-		server, err := pgtest.Start(ctx, pgtest.WithDurable(), pgtest.WithParameter("max_connections", "500"))
+		server, err := pgtest.Start(ctx, append([]pgtest.Option{pgtest.WithDurable(), pgtest.WithParameter("max_connections", "500")}, s.set...)...)
 		if err != nil {
 			return err
 		}
