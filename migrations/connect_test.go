@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"iter"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -11,6 +14,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgidem/pgidem/internal/pgtest"
@@ -89,7 +93,7 @@ func TestAllEndsWithoutAConnection(t *testing.T) {
 	schemas := tenants(t, 30)
 	shut := false
 	report, err := migrations.All(t.Context(), url, migrations.Schemas(schemas...), migrations.WithWorkers(3), migrations.WithTries(1000, time.Millisecond),
-		migrations.WithReconnect(200*time.Millisecond), migrations.WithResult(func(migrations.Result) {
+		migrations.WithReconnect(3*time.Second), migrations.WithResult(func(migrations.Result) {
 			if shut {
 				return
 			}
@@ -97,7 +101,7 @@ func TestAllEndsWithoutAConnection(t *testing.T) {
 			run(t, pool, `ALTER ROLE `+role+` NOLOGIN`)
 			run(t, pool, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '`+role+`'`)
 		}))
-	if err == nil || errors.Is(err, migrations.ErrFailed) || !strings.Contains(err.Error(), "no worker could get a connection for 200ms; run again to go on") || !strings.Contains(err.Error(), "not permitted to log in") {
+	if err == nil || errors.Is(err, migrations.ErrFailed) || !strings.Contains(err.Error(), "no worker could get a connection for 3s; run again to go on") || !strings.Contains(err.Error(), "not permitted to log in") {
 		t.Errorf("error %v", err)
 	}
 	if report.Created == 0 || report.Failed != 0 || report.Unreached == 0 || report.Created+report.Unreached != 30 || report.Refused == 0 {
@@ -109,6 +113,74 @@ func TestAllEndsWithoutAConnection(t *testing.T) {
 		t.Errorf("%+v, %v", report, err)
 	}
 	intact(t, pool, schemas, latest)
+}
+
+// TestRunsEndWithoutAnAnswer: what takes their connections says nothing.
+func TestRunsEndWithoutAnAnswer(t *testing.T) {
+	t.Parallel()
+	cfg := pgtest.NewPool(t).Config().ConnConfig
+	for name, c := range map[string]struct {
+		answers int
+		run     func(context.Context, string, iter.Seq2[migrations.Target, error], ...migrations.Option) error
+		says    string
+	}{
+		"All":     {0, ignoringReport, "failed to connect"},
+		"workers": {1, ignoringReport, "no worker could get a connection for 3s; run again to go on"},
+		"Status": {0, func(ctx context.Context, url string, targets iter.Seq2[migrations.Target, error], opts ...migrations.Option) error {
+			_, err := migrations.Status(ctx, url, targets, opts...)
+			return err
+		}, "failed to connect"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := fmt.Sprintf("host=127.0.0.1 port=%d dbname=%s user=%s password='%s' sslmode=disable", newSilence(t, cfg, c.answers), cfg.Database, cfg.User, cfg.Password)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			err := c.run(ctx, url, migrations.Schemas(tenants(t, 2)...), migrations.WithReconnect(3*time.Second))
+			if err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%v; want one that says %q", err, c.says)
+			}
+		})
+	}
+}
+
+func ignoringReport(ctx context.Context, url string, targets iter.Seq2[migrations.Target, error], opts ...migrations.Option) error {
+	_, err := migrations.All(ctx, url, targets, opts...)
+	return err
+}
+
+// newSilence returns the port of what leads so many connections to the server, and then takes
+// more and says nothing.
+func newSilence(t *testing.T, cfg *pgx.ConnConfig, answers int) (port int) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var group sync.WaitGroup
+	group.Go(func() {
+		for n := 0; ; n++ {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			defer func() { _ = conn.Close() }()
+			if n >= answers {
+				continue
+			}
+			network, address := pgconn.NetworkAddress(cfg.Host, cfg.Port)
+			server, err := net.Dial(network, address)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer func() { _ = server.Close() }()
+			group.Go(func() { _, _ = io.Copy(server, conn); _ = server.Close() })
+			group.Go(func() { _, _ = io.Copy(conn, server); _ = conn.Close() })
+		}
+	})
+	t.Cleanup(func() { _ = listener.Close(); group.Wait() })
+	return listener.Addr().(*net.TCPAddr).Port
 }
 
 // TestAllLeavesNothingBehind when it is stopped while it waits for a lock.

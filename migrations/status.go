@@ -54,7 +54,7 @@ func Status(ctx context.Context, databaseURL string, targets iter.Seq2[Target, e
 	if err != nil {
 		return nil, err
 	}
-	cfg, err := connConfig(databaseURL)
+	cfg, err := c.connConfig(databaseURL)
 	if err != nil {
 		return nil, err
 	}

@@ -14,15 +14,18 @@ import (
 // follow runs do where a tenant is and, if its tables are not there, once more where the
 // directory finds it when it looks anew: the tenant may have been moved, and this process not
 // have heard of it. In between, and while the directory cannot be asked, that is a passing
-// fault; a tenant whose tables are nowhere stays unknown.
+// fault. A tenant is unknown whose tables are not there after the directory said that they are.
 func (s *Store) follow(ctx context.Context, orgID uuid.UUID, at located, do func(located) error) error {
 	err := do(at)
 	if err == nil || s.refresher == nil || !meetsNothing(err) {
 		return err
 	}
 	place, lookErr := s.refresher.Refresh(ctx, orgID)
-	if errors.Is(lookErr, tenancy.ErrUnknownTenant) || lookErr == nil && at.is(place) {
+	switch {
+	case errors.Is(lookErr, tenancy.ErrUnknownTenant):
 		return err
+	case lookErr == nil && at.is(place):
+		return do(at) // a move may have been taken back in between
 	}
 	var next located
 	if at.begun {

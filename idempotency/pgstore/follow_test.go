@@ -309,3 +309,70 @@ func TestFollowLooksOnce(t *testing.T) {
 		t.Errorf("%v after %d looks; want one", err, m.dir.looks.Load())
 	}
 }
+
+// takenBack is a directory whose tenant's move is taken back just before it looks anew.
+type takenBack struct {
+	storetest.Placements
+	takeBack func()
+}
+
+func (d *takenBack) Refresh(ctx context.Context, org uuid.UUID) (tenancy.Placement, error) {
+	d.takeBack()
+	return d.Place(ctx, org)
+}
+
+// TestFollowAMoveTakenBack: what met no table is done where it was tried when the tenant is
+// there again.
+func TestFollowAMoveTakenBack(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	dir := new(takenBack)
+	plain, err := pgstore.New(pool, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(plain.Close)
+	rename := func(from, to string) {
+		t.Helper()
+		if _, err := pool.Exec(t.Context(), `ALTER SCHEMA `+from+` RENAME TO `+to); err != nil {
+			t.Error(err)
+		}
+	}
+	for name, mode := range modes {
+		store := mode(plain).(idempotency.LeaseStore)
+		for operation, do := range map[string]func(idempotency.Claim) error{
+			"Claim": func(c idempotency.Claim) error {
+				req := claimRequest(c.OrgID, "another")
+				if _, err := store.Claim(t.Context(), req); err != nil {
+					return err
+				}
+				return store.Release(t.Context(), req.Claim)
+			},
+			// In a transaction, of one whose commit was not answered.
+			"Complete": func(c idempotency.Claim) error {
+				err := store.Complete(t.Context(), c, &idempotency.Record{ResponseStatus: 201})
+				if errors.Is(err, idempotency.ErrRolledBack) {
+					return nil
+				}
+				return err
+			},
+			"Get": func(c idempotency.Claim) error {
+				if _, err := store.Get(t.Context(), c.OrgID, c.Key); !errors.Is(err, idempotency.ErrNotFound) {
+					return err
+				}
+				return nil
+			},
+		} {
+			org := storetest.NewTenant(t, pool)
+			there := storetest.SchemaOf(t, org).Quoted()
+			dir.Set(org, tenancy.Placement{Schema: storetest.SchemaOf(t, org)})
+			req := claimRequest(org, "key")
+			mustClaim(t, plain, req, idempotency.OutcomeClaimed)
+			dir.takeBack = func() { rename("fenced", there) }
+			rename(there, "fenced")
+			if err := do(req.Claim); err != nil {
+				t.Errorf("%s, %s: %v", operation, name, err)
+			}
+		}
+	}
+}

@@ -66,11 +66,15 @@ func (r *Registry) Place(ctx context.Context, orgID uuid.UUID) (tenancy.Placemen
 func (r *Registry) Refresh(ctx context.Context, orgID uuid.UUID) (tenancy.Placement, error) {
 	r.mu.Lock()
 	e := r.known.get(orgID)
+	if e == nil {
+		e = r.unknown.get(orgID)
+	}
 	if e != nil && e.anew && r.now()-e.read < int64(refreshPause) && e.read >= r.freshFrom.Load() {
 		r.mu.Unlock()
 		return e.placement, e.err
 	}
 	r.known.drop(orgID)
+	r.unknown.drop(orgID)
 	r.mu.Unlock()
 	return r.find(ctx, orgID, true)
 }

@@ -36,11 +36,15 @@ type lookup struct {
 //
 // One query is under way at a time, and the next is for all org_ids that are wanted
 // meanwhile. So the database is never asked by more than one connection, whoever sends how
-// many org_ids.
+// many org_ids. Who asks anew does not get what a query reads that was sent before, unless that
+// was for somebody who asked anew as well.
 func (r *Registry) ask(orgID uuid.UUID, anew bool) *lookup {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	l := r.lookups[orgID]
+	if l != nil && anew && !l.anew && r.detach(l) {
+		l = nil
+	}
 	if l == nil {
 		l = &lookup{orgID: orgID, done: make(chan struct{})}
 		r.lookups[orgID] = l
@@ -154,13 +158,14 @@ func newEntry(orgID uuid.UUID, t Tenant, read int64) *entry {
 	return e
 }
 
-// detach takes a lookup that may have read what is not so any more from whoever comes now.
-// One that was not sent yet will read what is.
-func (r *Registry) detach(l *lookup) {
+// detach takes a lookup that may have read what is not so any more from whoever comes now, and
+// reports whether it has. One that was not sent yet will read what is.
+func (r *Registry) detach(l *lookup) bool {
 	if l.sent {
 		l.detached = true
 		delete(r.lookups, l.orgID)
 	}
+	return l.sent
 }
 
 func (r *Registry) detachAll() {
