@@ -224,8 +224,8 @@ type Table struct {
 // third cluster, where a run had ended before it dropped the fenced schema, and the tenant has
 // moved on since.
 //
-// The error wraps [ErrBusy] if the tenant could not be stopped in time; it is served again
-// where it is then. After any other error the tenant stays suspended, if it came to that:
+// The error wraps [ErrBusy] if the tenant could not be stopped in time, or its place in the
+// other cluster not be had; it is served again where it is then, as the report's tenant says. After any other error the tenant stays suspended, if it came to that:
 // run Move again, or [Mover.Cancel].
 func (m *Mover) Move(ctx context.Context, orgID uuid.UUID, to string) (Report, error) {
 	target, err := m.cluster(to)
@@ -291,13 +291,24 @@ func (m *Mover) Cancel(ctx context.Context, orgID uuid.UUID) (registry.Tenant, e
 	case copied || !open && !fenced:
 		return tenant, fmt.Errorf("%w: cancel moving org %s: its copy in cluster %q is complete; move it there again, which only finishes", registry.ErrConflict, orgID, target.name)
 	}
-	if err := dropSchema(ctx, t.target, t.to, t.fenced.String()); err != nil {
-		return tenant, err
+	return t.back(ctx, tenant)
+}
+
+// back ends a move whose copy is not complete, and leaves the tenant where it is. It is served
+// again also where somebody keeps the copy from being dropped, which the error says then.
+func (t *transfer) back(ctx context.Context, tenant registry.Tenant) (registry.Tenant, error) {
+	dropErr := t.dropCopy(ctx)
+	if dropErr != nil {
+		dropErr = fmt.Errorf("%w; to have it dropped later, move the tenant to cluster %q, where it is", dropErr, t.from.name)
 	}
 	if err := t.unfence(ctx); err != nil {
-		return tenant, err
+		return tenant, errors.Join(fmt.Errorf("org %s stays suspended; move it again, or cancel: %w", tenant.OrgID, err), dropErr)
 	}
-	return m.tenants.CancelMove(ctx, orgID, tenant.MoveID)
+	now, err := t.tenants.CancelMove(ctx, tenant.OrgID, tenant.MoveID)
+	if err != nil {
+		return tenant, errors.Join(err, dropErr)
+	}
+	return now, dropErr
 }
 
 func (m *Mover) cluster(name string) (cluster, error) {
@@ -450,6 +461,12 @@ func (t *transfer) run(ctx context.Context) (report Report, err error) {
 			return report, err
 		}
 		if report.Tables, err = t.copy(ctx); err != nil {
+			if errors.Is(err, ErrBusy) {
+				var backErr error
+				if report.Tenant, backErr = t.back(ctx, report.Tenant); backErr != nil {
+					err = fmt.Errorf("%w; going back: %w", err, backErr)
+				}
+			}
 			return report, err
 		}
 	}
@@ -502,7 +519,10 @@ func (t *transfer) check(ctx context.Context) error {
 	case !copied && !stranger && !open && !fenced:
 		return fmt.Errorf("move: cluster %q has no schema %s%s; correct the placement of org %s in the registry", t.from.name, t.tenant.Schema, t.went(ctx), t.tenant.OrgID)
 	case open:
-		return noDependants(ctx, t.source, t.from, t.tenant.Schema.String())
+		if err := noDependants(ctx, t.source, t.from, t.tenant.Schema.String()); err != nil {
+			return err
+		}
+		return t.rehearse(ctx)
 	}
 	return nil
 }
