@@ -12,6 +12,7 @@ import (
 
 	"github.com/pgidem/pgidem/internal/dependents"
 	"github.com/pgidem/pgidem/internal/moved"
+	"github.com/pgidem/pgidem/tenancy/registry"
 )
 
 // state tells whether the source has the tenant's schema under its name, which a tombstone is
@@ -57,7 +58,7 @@ func (t *transfer) fence(ctx context.Context) error {
 	case err != nil:
 		return err
 	case open && fenced:
-		return fmt.Errorf("move: cluster %q has schema %s, which a move has fenced, and %s beside it; drop that one of the two that is not the tenant's", t.from.name, t.fenced, t.tenant.Schema)
+		return t.twofold()
 	case fenced: // by an earlier run
 		return t.bury(ctx)
 	case !open:
@@ -151,13 +152,41 @@ func (t *transfer) tryFence(ctx context.Context) (done bool, err error) {
 
 var errInProgress = errors.New("in progress")
 
+// twofold is the error of a cluster that has the tenant's schema twice: the fenced one is the
+// original if somebody has made the other since, and is left of an earlier tenant of the org_id
+// if that was dropped before a move of it had come to its end.
+func (t *transfer) twofold() error {
+	return fmt.Errorf("move: cluster %q has schema %s, which a move has fenced, and %s beside it; find out which of the two is that of org %s as it is now, drop or rename the other, and run it again",
+		t.from.name, t.fenced, t.tenant.Schema, t.tenant.OrgID)
+}
+
+// leftBehind tells whether the fenced schema in the source is another generation's than the
+// tenant's, to which the open one is signed by package provision: no move of it has fenced that.
+func (t *transfer) leftBehind(ctx context.Context, tenant registry.Tenant) (bool, error) {
+	signature := "[pgidem: tenant " + t.tenants.Generation(tenant).String() + "]"
+	open, _, err := commentOf(ctx, t.source, tenant.Schema.String())
+	if err != nil {
+		return false, fmt.Errorf("move: cluster %q: %w", t.from.name, err)
+	}
+	fenced, _, err := commentOf(ctx, t.source, t.fenced.String())
+	if err != nil {
+		return false, fmt.Errorf("move: cluster %q: %w", t.from.name, err)
+	}
+	return strings.HasSuffix(open, signature) && !strings.HasSuffix(fenced, signature), nil
+}
+
 // unfence gives the schema its name back, if it is fenced.
-func (t *transfer) unfence(ctx context.Context) error {
-	switch open, fenced, err := t.state(ctx); {
-	case err != nil || !fenced:
+func (t *transfer) unfence(ctx context.Context, tenant registry.Tenant) error {
+	open, fenced, err := t.state(ctx)
+	if err != nil || !fenced {
 		return err
-	case open:
-		return fmt.Errorf("move: cluster %q has schema %s beside %s, which a move has fenced; drop it or rename it", t.from.name, t.tenant.Schema, t.fenced)
+	}
+	if open {
+		left, err := t.leftBehind(ctx, tenant)
+		if err != nil || left {
+			return err
+		}
+		return t.twofold()
 	}
 	if err := t.rename(ctx, t.from, t.source, func(pgx.Tx) error { return nil }); err != nil {
 		return fmt.Errorf("move: cluster %q: take the fence of schema %s away: %w", t.from.name, t.tenant.Schema, err)

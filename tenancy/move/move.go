@@ -301,7 +301,7 @@ func (t *transfer) back(ctx context.Context, tenant registry.Tenant) (registry.T
 	if dropErr != nil {
 		dropErr = fmt.Errorf("%w; to have it dropped later, move the tenant to cluster %q, where it is", dropErr, t.from.name)
 	}
-	if err := t.unfence(ctx); err != nil {
+	if err := t.unfence(ctx, tenant); err != nil {
 		return tenant, errors.Join(fmt.Errorf("org %s stays suspended; move it again, or cancel: %w", tenant.OrgID, err), dropErr)
 	}
 	now, err := t.tenants.CancelMove(ctx, tenant.OrgID, tenant.MoveID)
@@ -518,6 +518,8 @@ func (t *transfer) check(ctx context.Context) error {
 		return fmt.Errorf("%w: cluster %q has a schema %s that is not a copy of this tenant", ErrOccupied, t.to.name, t.tenant.Schema)
 	case !copied && !stranger && !open && !fenced:
 		return fmt.Errorf("move: cluster %q has no schema %s%s; correct the placement of org %s in the registry", t.from.name, t.tenant.Schema, t.went(ctx), t.tenant.OrgID)
+	case open && fenced && !copied:
+		return t.twofold()
 	case open:
 		if err := noDependants(ctx, t.source, t.from, t.tenant.Schema.String()); err != nil {
 			return err
