@@ -105,14 +105,24 @@ func mark(ctx context.Context, q querier, schema string, tenant registry.Tenant)
 	return err
 }
 
-// unmark gives the tenant's schema its own comment back.
-func unmark(ctx context.Context, q querier, tenant registry.Tenant) error {
-	comment, _, err := commentOf(ctx, q, tenant.Schema.String())
-	if own, marked := strings.CutPrefix(comment, markOf(tenant)); err == nil && marked {
-		err = setComment(ctx, q, tenant.Schema.String(), own)
-	}
+// unmark gives the tenant's schema in the target its own comment back. Package provision may
+// write that comment at the same time, as the lock says.
+func (t *transfer) unmark(ctx context.Context) error {
+	schema := t.tenant.Schema.String()
+	err := t.patiently(ctx, fmt.Sprintf("others have the comment on schema %s in cluster %q locked,", schema, t.to.name), func() error {
+		return t.briefly(ctx, t.target, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, commentLock(t.tenant.Schema)); err != nil {
+				return err
+			}
+			comment, _, err := commentOf(ctx, tx, schema)
+			if own, marked := strings.CutPrefix(comment, markOf(t.tenant)); err == nil && marked {
+				err = setComment(ctx, tx, schema, own)
+			}
+			return err
+		})
+	})
 	if err != nil {
-		return fmt.Errorf("move: comment on schema %s: %w", tenant.Schema, err)
+		return fmt.Errorf("move: comment on schema %s, by which it looks like one that is being moved; move the tenant to cluster %q again: %w", schema, t.to.name, err)
 	}
 	return nil
 }

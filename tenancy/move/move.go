@@ -496,7 +496,7 @@ func (t *transfer) finish(ctx context.Context) error {
 	if err := dropSchema(ctx, t.source, t.from, t.fenced.String()); err != nil {
 		return err
 	}
-	return unmark(ctx, t.target, t.tenant)
+	return t.unmark(ctx)
 }
 
 // check finds out what would stop the move halfway, before anything is changed.
@@ -603,7 +603,7 @@ func (t *transfer) dropLeftover(ctx context.Context) error {
 			return err
 		}
 	}
-	return unmark(ctx, t.target, t.tenant)
+	return t.unmark(ctx)
 }
 
 func closeConn(conn *pgx.Conn) {
