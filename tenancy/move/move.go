@@ -68,8 +68,9 @@ const (
 // Option changes how a [Mover] works.
 type Option func(*Mover) error
 
-// WithDrainTimeout sets how long Move waits for attempts in progress, and for transactions
-// that use the tenant's tables, before it lets the tenant be. Defaults to a minute.
+// WithDrainTimeout sets how long Move waits for attempts in progress, for transactions that
+// use the tenant's tables, and for those that use what moves have left, before it lets the
+// tenant be. Defaults to a minute.
 func WithDrainTimeout(d time.Duration) Option {
 	return func(m *Mover) error {
 		m.drainTimeout = d
@@ -225,8 +226,9 @@ type Table struct {
 // moved on since.
 //
 // The error wraps [ErrBusy] if the tenant could not be stopped in time, or its place in the
-// other cluster not be had; it is served again where it is then, as the report's tenant says. After any other error the tenant stays suspended, if it came to that:
-// run Move again, or [Mover.Cancel].
+// other cluster not be had; it is served again where it is then, as the report's tenant says.
+// After any other error the tenant stays suspended, if it came to that: run Move again, or
+// [Mover.Cancel].
 func (m *Mover) Move(ctx context.Context, orgID uuid.UUID, to string) (Report, error) {
 	target, err := m.cluster(to)
 	if err != nil {
@@ -252,7 +254,8 @@ func (m *Mover) Move(ctx context.Context, orgID uuid.UUID, to string) (Report, e
 // was copied is dropped, the fence goes, and the tenant is served again if it was before. A
 // copy that is complete may have been in use, as far as this run can know, and is not dropped:
 // the error wraps [registry.ErrConflict] then, as it does where nothing is under way, and Move
-// finishes in a moment.
+// finishes in a moment. It wraps [ErrBusy] where others use what was copied, or the tombstone,
+// and do not end; the tenant that is returned says whether it is served again.
 func (m *Mover) Cancel(ctx context.Context, orgID uuid.UUID) (registry.Tenant, error) {
 	tenant, err := m.tenants.Tenant(ctx, orgID)
 	if err != nil {
