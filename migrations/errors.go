@@ -24,8 +24,9 @@ var (
 	// ErrMoved is in the error of a tenant that is not in this database any more, or about to
 	// leave it: package move has taken it to another cluster, which the error names, and has
 	// left a schema of its name that holds nothing. Migrate it there: the registry says where
-	// it is. Where no registry knows it any more, drop that schema by hand, to make a new
-	// tenant of the name.
+	// it is. Where no registry knows it any more, and no schema beside it has a name of moving_
+	// and the org_id, which would have its data, drop that schema by hand, to make a new tenant
+	// of the name.
 	ErrMoved = errors.New("the tenant was moved")
 
 	// ErrNotPinned is in the error of a tenant with a Target.OrgID that a migration would leave
@@ -42,8 +43,8 @@ func ifMoved(schema tenancy.Schema, comment string) error {
 	if !ok {
 		return nil
 	}
-	return fmt.Errorf("%w: org %s went to cluster %q, or is on its way, and is to be migrated there: ask the registry where it is; if no registry knows it, drop the schema, which holds nothing: DROP SCHEMA %s CASCADE",
-		ErrMoved, tombstone.OrgID, tombstone.Cluster, schema)
+	return fmt.Errorf("%w: org %s went to cluster %q, or is on its way, and is to be migrated there: ask the registry where it is; if no registry knows it and there is no schema %s here, drop the schema %s by hand",
+		ErrMoved, tombstone.OrgID, tombstone.Cluster, moved.Fence(tombstone.OrgID), schema)
 }
 
 // errHeld is how a worker finds a schema that another run has in its hands.

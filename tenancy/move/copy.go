@@ -19,7 +19,7 @@ import (
 // copy makes a copy of the fenced schema in the target, compares the two, and gives the copy
 // the name of the tenant's schema, and the mark that it is complete.
 func (t *transfer) copy(ctx context.Context) (tables []Table, err error) {
-	if err := dropSchema(ctx, t.target, t.to, t.fenced.String()); err != nil { // what an earlier run has left may be incomplete
+	if err := t.dropCopy(ctx); err != nil { // what an earlier run has left may be incomplete
 		return nil, err
 	}
 	// One snapshot for the copy and for what it is compared with: a janitor that finds the
@@ -52,16 +52,25 @@ func (t *transfer) copy(ctx context.Context) (tables []Table, err error) {
 			return nil, fmt.Errorf("move: cluster %q: %w", t.to.name, err)
 		}
 	}
-	err = pgx.BeginFunc(ctx, t.target, func(tx pgx.Tx) error {
-		if err := mark(ctx, tx, t.fenced.String(), t.tenant); err != nil {
-			return err
-		}
-		return t.rename(ctx, tx)
-	})
+	err = t.rename(ctx, t.to, t.target, func(tx pgx.Tx) error { return mark(ctx, tx, t.fenced.String(), t.tenant) })
 	if err != nil {
 		return nil, fmt.Errorf("move: cluster %q: name the copy %s: %w", t.to.name, t.tenant.Schema, err)
 	}
 	return tables, nil
+}
+
+// dropCopy drops what was copied and has not got the schema's name.
+func (t *transfer) dropCopy(ctx context.Context) error {
+	if _, err := t.target.Exec(ctx, `SELECT set_config('lock_timeout', $1, false)`, t.lockMillis()); err != nil {
+		return fmt.Errorf("move: cluster %q: %w", t.to.name, err)
+	}
+	err := t.patiently(ctx, fmt.Sprintf("transactions use the copy %s in cluster %q,", t.fenced, t.to.name), func() error {
+		return dropSchema(ctx, t.target, t.to, t.fenced.String())
+	})
+	if _, resetErr := t.target.Exec(ctx, `RESET lock_timeout`); resetErr != nil && err == nil {
+		err = fmt.Errorf("move: cluster %q: %w", t.to.name, resetErr)
+	}
+	return err
 }
 
 // markOf is put before a schema's comment when it is a complete copy, until what it is a copy
@@ -96,14 +105,24 @@ func mark(ctx context.Context, q querier, schema string, tenant registry.Tenant)
 	return err
 }
 
-// unmark gives the tenant's schema its own comment back.
-func unmark(ctx context.Context, q querier, tenant registry.Tenant) error {
-	comment, _, err := commentOf(ctx, q, tenant.Schema.String())
-	if own, marked := strings.CutPrefix(comment, markOf(tenant)); err == nil && marked {
-		err = setComment(ctx, q, tenant.Schema.String(), own)
-	}
+// unmark gives the tenant's schema in the target its own comment back. Package provision may
+// write that comment at the same time, as the lock says.
+func (t *transfer) unmark(ctx context.Context) error {
+	schema := t.tenant.Schema.String()
+	err := t.patiently(ctx, fmt.Sprintf("others have the comment on schema %s in cluster %q locked,", schema, t.to.name), func() error {
+		return t.briefly(ctx, t.target, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, commentLock(t.tenant.Schema)); err != nil {
+				return err
+			}
+			comment, _, err := commentOf(ctx, tx, schema)
+			if own, marked := strings.CutPrefix(comment, markOf(t.tenant)); err == nil && marked {
+				err = setComment(ctx, tx, schema, own)
+			}
+			return err
+		})
+	})
 	if err != nil {
-		return fmt.Errorf("move: comment on schema %s: %w", tenant.Schema, err)
+		return fmt.Errorf("move: comment on schema %s, by which it looks like one that is being moved; move the tenant to cluster %q again: %w", schema, t.to.name, err)
 	}
 	return nil
 }

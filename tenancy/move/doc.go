@@ -33,11 +33,27 @@
 // the schema. What depends on it from outside, a view or a partition in another schema say,
 // would not: such a tenant is not moved.
 //
+// Roles are the server's, and do not move. Where package provision has made a role for each
+// tenant (provision.WithTenantRoles), make it in the other cluster before the move, with the
+// comment by which that package knows it there, of the org_id and of the name of the database;
+// without it Drop refuses the tenant with provision.ErrRole, and says what the comment is to
+// be:
+//
+//	CREATE ROLE "tenant_..." NOLOGIN;
+//	COMMENT ON ROLE "tenant_..." IS 'pgidem: role of tenant 0b8f0f4e-... in database app';
+//	GRANT "tenant_..." TO app_service; -- the service's role
+//
+// The role in the cluster that the tenant has left stays, and nothing of this library drops it
+// from there: drop it by hand when the tenant does not come back.
+//
 // The tombstone keeps everybody from making the tenant's schema anew in the cluster that it
 // has left, where a process that is cut off from the registry would take it for the
 // tenant's: migrations of it end with migrations.ErrMoved, which names the cluster that it
 // went to, and so does provisioning; the goose command fails on the view that is in its way.
 // It goes when the tenant comes back, when the move is cancelled, or when package provision
-// drops the tenant. What visits all schemas of a database passes over those that are fenced:
+// drops the tenant. Leave it empty: Move finds what somebody has put into it before it suspends
+// the tenant, and does not drop that. Who reads it, as pg_dump of the whole database does, is
+// waited for as long as for what is in progress ([WithDrainTimeout]), before the tenant is
+// suspended; where somebody begins to on the way, Move goes back. What visits all schemas of a database passes over those that are fenced:
 // their names begin with moving_.
 package move

@@ -3,9 +3,10 @@ package move
 import "errors"
 
 var (
-	// ErrBusy is returned when attempts of the tenant were still in progress, or its tables
-	// locked, at the end of the time that [WithDrainTimeout] gives. The tenant is served
-	// again where it is.
+	// ErrBusy is returned when attempts of the tenant were still in progress, or its tables or
+	// what moves have left of it locked, at the end of the time that [WithDrainTimeout] gives.
+	// The tenant is served again where it is, unless it is its fence there that cannot be taken
+	// away: run Move again then, or [Mover.Cancel].
 	ErrBusy = errors.New("move: tenant is busy")
 
 	// ErrDiffers is returned when the copy is not what was copied. The tenant stays
@@ -13,6 +14,6 @@ var (
 	ErrDiffers = errors.New("move: the copy differs")
 
 	// ErrOccupied is returned when the other cluster has a schema of the tenant's name that
-	// is no copy of it.
+	// is no copy of it, or somebody has put something into the empty one that a move has left.
 	ErrOccupied = errors.New("move: the schema exists in the other cluster")
 )

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
@@ -13,12 +12,7 @@ import (
 
 	"github.com/pgidem/pgidem/internal/dependents"
 	"github.com/pgidem/pgidem/internal/moved"
-)
-
-// SQLSTATE codes, PostgreSQL documentation appendix A.
-const (
-	codeLockNotAvailable = "55P03"
-	codeDeadlockDetected = "40P01"
+	"github.com/pgidem/pgidem/tenancy/registry"
 )
 
 // state tells whether the source has the tenant's schema under its name, which a tombstone is
@@ -45,7 +39,7 @@ func (t *transfer) isTombstone(comment string) bool {
 func (t *transfer) bury(ctx context.Context) error {
 	_, found, err := commentOf(ctx, t.source, t.tenant.Schema.String())
 	if err == nil && !found {
-		err = pgx.BeginFunc(ctx, t.source, func(tx pgx.Tx) error { return t.tombstone().Leave(ctx, tx, t.tenant.Schema.String()) })
+		err = t.briefly(ctx, t.source, func(tx pgx.Tx) error { return t.tombstone().Leave(ctx, tx, t.tenant.Schema.String()) })
 	}
 	if err != nil {
 		return fmt.Errorf("move: cluster %q: leave an empty schema %s that says where the tenant is: %w", t.from.name, t.tenant.Schema, err)
@@ -64,7 +58,7 @@ func (t *transfer) fence(ctx context.Context) error {
 	case err != nil:
 		return err
 	case open && fenced:
-		return fmt.Errorf("move: cluster %q has schema %s, which a move has fenced, and %s beside it; drop that one of the two that is not the tenant's", t.from.name, t.fenced, t.tenant.Schema)
+		return t.twofold()
 	case fenced: // by an earlier run
 		return t.bury(ctx)
 	case !open:
@@ -129,10 +123,7 @@ func (t *transfer) inProgress(ctx context.Context, q querier) (n int64, err erro
 // that whoever writes to them has ended when it commits. It reports false, and has done nothing, where somebody is in the
 // way.
 func (t *transfer) tryFence(ctx context.Context) (done bool, err error) {
-	err = pgx.BeginFunc(ctx, t.source, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `SELECT set_config('lock_timeout', $1, true)`, strconv.FormatInt(t.lockTimeout.Milliseconds(), 10)); err != nil {
-			return err
-		}
+	err = t.briefly(ctx, t.source, func(tx pgx.Tx) error {
 		tables, err := tablesOf(ctx, tx, t.tenant.Schema.String())
 		if err != nil {
 			return err
@@ -150,11 +141,10 @@ func (t *transfer) tryFence(ctx context.Context) (done bool, err error) {
 		}
 		return t.tombstone().Leave(ctx, tx, t.tenant.Schema.String())
 	})
-	var pgErr *pgconn.PgError
 	switch {
 	case err == nil:
 		return true, nil
-	case errors.Is(err, errInProgress), errors.As(err, &pgErr) && (pgErr.Code == codeLockNotAvailable || pgErr.Code == codeDeadlockDetected):
+	case errors.Is(err, errInProgress), inTheWay(err):
 		return false, nil
 	}
 	return false, fmt.Errorf("move: cluster %q: fence schema %s: %w", t.from.name, t.tenant.Schema, err)
@@ -162,29 +152,95 @@ func (t *transfer) tryFence(ctx context.Context) (done bool, err error) {
 
 var errInProgress = errors.New("in progress")
 
-// unfence gives the schema its name back, if it is fenced.
-func (t *transfer) unfence(ctx context.Context) error {
-	switch open, fenced, err := t.state(ctx); {
-	case err != nil || !fenced:
-		return err
-	case open:
-		return fmt.Errorf("move: cluster %q has schema %s beside %s, which a move has fenced; drop it or rename it", t.from.name, t.tenant.Schema, t.fenced)
-	}
-	err := pgx.BeginFunc(ctx, t.source, func(tx pgx.Tx) error { return t.rename(ctx, tx) })
+// twofold is the error of a cluster that has the tenant's schema twice: the fenced one is the
+// original if somebody has made the other since, and is left of an earlier tenant of the org_id
+// if that was dropped before a move of it had come to its end.
+func (t *transfer) twofold() error {
+	return fmt.Errorf("move: cluster %q has schema %s, which a move has fenced, and %s beside it; find out which of the two is that of org %s as it is now, drop or rename the other, and run it again",
+		t.from.name, t.fenced, t.tenant.Schema, t.tenant.OrgID)
+}
+
+// leftBehind tells whether the fenced schema in the source is another generation's than the
+// tenant's, to which the open one is signed by package provision: no move of it has fenced that.
+func (t *transfer) leftBehind(ctx context.Context, tenant registry.Tenant) (bool, error) {
+	signature := "[pgidem: tenant " + t.tenants.Generation(tenant).String() + "]"
+	open, _, err := commentOf(ctx, t.source, tenant.Schema.String())
 	if err != nil {
+		return false, fmt.Errorf("move: cluster %q: %w", t.from.name, err)
+	}
+	fenced, _, err := commentOf(ctx, t.source, t.fenced.String())
+	if err != nil {
+		return false, fmt.Errorf("move: cluster %q: %w", t.from.name, err)
+	}
+	return strings.HasSuffix(open, signature) && !strings.HasSuffix(fenced, signature), nil
+}
+
+// unfence gives the schema its name back, if it is fenced.
+func (t *transfer) unfence(ctx context.Context, tenant registry.Tenant) error {
+	open, fenced, err := t.state(ctx)
+	if err != nil || !fenced {
+		return err
+	}
+	if open {
+		left, err := t.leftBehind(ctx, tenant)
+		if err != nil || left {
+			return err
+		}
+		return t.twofold()
+	}
+	if err := t.rename(ctx, t.from, t.source, func(pgx.Tx) error { return nil }); err != nil {
 		return fmt.Errorf("move: cluster %q: take the fence of schema %s away: %w", t.from.name, t.tenant.Schema, err)
 	}
 	return nil
 }
 
 // rename gives the fenced schema the name of the tenant's, in the place of a tombstone if
-// there is one.
-func (t *transfer) rename(ctx context.Context, tx pgx.Tx) error {
-	if _, err := moved.Clear(ctx, tx, t.tenant.Schema.String(), t.tenant.OrgID); err != nil {
-		return fmt.Errorf("drop the empty schema that a move has left: %w", err)
+// there is one, after what first does in the same transaction.
+func (t *transfer) rename(ctx context.Context, c cluster, conn *pgx.Conn, first func(pgx.Tx) error) error {
+	return t.replaceTombstone(ctx, c, conn, func(tx pgx.Tx) error {
+		if err := first(tx); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `ALTER SCHEMA `+t.fenced.Quoted()+` RENAME TO `+t.tenant.Schema.Quoted())
+		return err
+	})
+}
+
+// replaceTombstone drops the tenant's tombstone in a cluster, if there is one, and runs fn in
+// the same transaction. Whoever reads a view, as pg_dump does, keeps it from being dropped.
+func (t *transfer) replaceTombstone(ctx context.Context, c cluster, conn *pgx.Conn, fn func(pgx.Tx) error) error {
+	by := fmt.Sprintf("transactions use the empty schema %s that a move has left in cluster %q,", t.tenant.Schema, c.name)
+	err := t.patiently(ctx, by, func() error {
+		return t.briefly(ctx, conn, func(tx pgx.Tx) error {
+			if _, err := moved.Clear(ctx, tx, t.tenant.Schema.String(), t.tenant.OrgID); err != nil {
+				return fmt.Errorf("drop the empty schema that a move has left: %w", err)
+			}
+			return fn(tx)
+		})
+	})
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) && pgErr.Code == codeDependentObjectsExist {
+		return fmt.Errorf("schema %s, which a move has left empty, has something in it: %s; take that away first: %w",
+			t.tenant.Schema, strings.ReplaceAll(pgErr.Detail, "\n", ", "), err)
 	}
-	_, err := tx.Exec(ctx, `ALTER SCHEMA `+t.fenced.Quoted()+` RENAME TO `+t.tenant.Schema.Quoted())
 	return err
+}
+
+// errRehearsed takes back what was done to see whether it can be.
+var errRehearsed = errors.New("rehearsed")
+
+// rehearse finds out whether the tenant's tombstone in the target, if there is one, can be
+// replaced, and leaves it.
+func (t *transfer) rehearse(ctx context.Context) error {
+	err := t.replaceTombstone(ctx, t.to, t.target, func(pgx.Tx) error { return errRehearsed })
+	var pgErr *pgconn.PgError
+	switch {
+	case errors.Is(err, errRehearsed):
+		return nil
+	case errors.As(err, &pgErr) && pgErr.Code == codeDependentObjectsExist:
+		return fmt.Errorf("%w: cluster %q: %w", ErrOccupied, t.to.name, err)
+	}
+	return fmt.Errorf("move: cluster %q: %w", t.to.name, err)
 }
 
 // tablesOf lists the tables of a schema.

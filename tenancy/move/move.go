@@ -68,8 +68,9 @@ const (
 // Option changes how a [Mover] works.
 type Option func(*Mover) error
 
-// WithDrainTimeout sets how long Move waits for attempts in progress, and for transactions
-// that use the tenant's tables, before it lets the tenant be. Defaults to a minute.
+// WithDrainTimeout sets how long Move waits for attempts in progress, for transactions that
+// use the tenant's tables, and for those that use what moves have left, before it lets the
+// tenant be. Defaults to a minute.
 func WithDrainTimeout(d time.Duration) Option {
 	return func(m *Mover) error {
 		m.drainTimeout = d
@@ -224,9 +225,10 @@ type Table struct {
 // third cluster, where a run had ended before it dropped the fenced schema, and the tenant has
 // moved on since.
 //
-// The error wraps [ErrBusy] if the tenant could not be stopped in time; it is served again
-// where it is then. After any other error the tenant stays suspended, if it came to that:
-// run Move again, or [Mover.Cancel].
+// The error wraps [ErrBusy] if the tenant could not be stopped in time, or its place in the
+// other cluster not be had; it is served again where it is then, as the report's tenant says.
+// After any other error the tenant stays suspended, if it came to that: run Move again, or
+// [Mover.Cancel].
 func (m *Mover) Move(ctx context.Context, orgID uuid.UUID, to string) (Report, error) {
 	target, err := m.cluster(to)
 	if err != nil {
@@ -252,7 +254,8 @@ func (m *Mover) Move(ctx context.Context, orgID uuid.UUID, to string) (Report, e
 // was copied is dropped, the fence goes, and the tenant is served again if it was before. A
 // copy that is complete may have been in use, as far as this run can know, and is not dropped:
 // the error wraps [registry.ErrConflict] then, as it does where nothing is under way, and Move
-// finishes in a moment.
+// finishes in a moment. It wraps [ErrBusy] where others use what was copied, or the tombstone,
+// and do not end; the tenant that is returned says whether it is served again.
 func (m *Mover) Cancel(ctx context.Context, orgID uuid.UUID) (registry.Tenant, error) {
 	tenant, err := m.tenants.Tenant(ctx, orgID)
 	if err != nil {
@@ -291,13 +294,24 @@ func (m *Mover) Cancel(ctx context.Context, orgID uuid.UUID) (registry.Tenant, e
 	case copied || !open && !fenced:
 		return tenant, fmt.Errorf("%w: cancel moving org %s: its copy in cluster %q is complete; move it there again, which only finishes", registry.ErrConflict, orgID, target.name)
 	}
-	if err := dropSchema(ctx, t.target, t.to, t.fenced.String()); err != nil {
-		return tenant, err
+	return t.back(ctx, tenant)
+}
+
+// back ends a move whose copy is not complete, and leaves the tenant where it is. It is served
+// again also where somebody keeps the copy from being dropped, which the error says then.
+func (t *transfer) back(ctx context.Context, tenant registry.Tenant) (registry.Tenant, error) {
+	dropErr := t.dropCopy(ctx)
+	if dropErr != nil {
+		dropErr = fmt.Errorf("%w; to have it dropped later, move the tenant to cluster %q, where it is", dropErr, t.from.name)
 	}
-	if err := t.unfence(ctx); err != nil {
-		return tenant, err
+	if err := t.unfence(ctx, tenant); err != nil {
+		return tenant, errors.Join(fmt.Errorf("org %s stays suspended; move it again, or cancel: %w", tenant.OrgID, err), dropErr)
 	}
-	return m.tenants.CancelMove(ctx, orgID, tenant.MoveID)
+	now, err := t.tenants.CancelMove(ctx, tenant.OrgID, tenant.MoveID)
+	if err != nil {
+		return tenant, errors.Join(err, dropErr)
+	}
+	return now, dropErr
 }
 
 func (m *Mover) cluster(name string) (cluster, error) {
@@ -450,6 +464,12 @@ func (t *transfer) run(ctx context.Context) (report Report, err error) {
 			return report, err
 		}
 		if report.Tables, err = t.copy(ctx); err != nil {
+			if errors.Is(err, ErrBusy) {
+				var backErr error
+				if report.Tenant, backErr = t.back(ctx, report.Tenant); backErr != nil {
+					err = fmt.Errorf("%w; going back: %w", err, backErr)
+				}
+			}
 			return report, err
 		}
 	}
@@ -479,7 +499,7 @@ func (t *transfer) finish(ctx context.Context) error {
 	if err := dropSchema(ctx, t.source, t.from, t.fenced.String()); err != nil {
 		return err
 	}
-	return unmark(ctx, t.target, t.tenant)
+	return t.unmark(ctx)
 }
 
 // check finds out what would stop the move halfway, before anything is changed.
@@ -501,8 +521,13 @@ func (t *transfer) check(ctx context.Context) error {
 		return fmt.Errorf("%w: cluster %q has a schema %s that is not a copy of this tenant", ErrOccupied, t.to.name, t.tenant.Schema)
 	case !copied && !stranger && !open && !fenced:
 		return fmt.Errorf("move: cluster %q has no schema %s%s; correct the placement of org %s in the registry", t.from.name, t.tenant.Schema, t.went(ctx), t.tenant.OrgID)
+	case open && fenced && !copied:
+		return t.twofold()
 	case open:
-		return noDependants(ctx, t.source, t.from, t.tenant.Schema.String())
+		if err := noDependants(ctx, t.source, t.from, t.tenant.Schema.String()); err != nil {
+			return err
+		}
+		return t.rehearse(ctx)
 	}
 	return nil
 }
@@ -581,7 +606,7 @@ func (t *transfer) dropLeftover(ctx context.Context) error {
 			return err
 		}
 	}
-	return unmark(ctx, t.target, t.tenant)
+	return t.unmark(ctx)
 }
 
 func closeConn(conn *pgx.Conn) {
