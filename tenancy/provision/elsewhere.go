@@ -59,7 +59,7 @@ func (p *Provisioner) ask(ctx context.Context, cluster string, tenant registry.T
 	}
 	if fenced && !tenant.Moving { // nothing is dropped of one that is on its way, and the registry says so
 		todo := fmt.Sprintf("move the tenant to cluster %q again, which finishes that and drops it", tenant.Cluster)
-		if cluster == tenant.Cluster {
+		if cluster == tenant.Cluster || tenant.State == registry.Deleting { // which move may find nothing of any more
 			todo = "look at what it holds, and drop it yourself"
 		}
 		return stone, false, fmt.Errorf("%w: cluster %q has a schema %s, which a move of org %s that was cut off has left with its records; %s, and drop the tenant then", ErrState, cluster, fence, tenant.OrgID, todo)

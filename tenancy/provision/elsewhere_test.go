@@ -174,6 +174,11 @@ func TestDropBesideAReader(t *testing.T) {
 	if now, err := tenants.Tenant(t.Context(), org); err != nil || now.State != registry.Deleting {
 		t.Errorf("%+v, %v", now, err)
 	}
+	run(t, from, `CREATE SCHEMA `+moved.Fence(org))
+	if err := p.Drop(t.Context(), org, org.String()); !errors.Is(err, provision.ErrState) || !strings.Contains(err.Error(), "drop it yourself") {
+		t.Errorf("with a fenced schema: %v", err)
+	}
+	run(t, from, `DROP SCHEMA `+moved.Fence(org))
 	if err := tx.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}
