@@ -37,6 +37,11 @@ It asks for the name of the tenant's schema to be typed in, or takes --yes --con
 Where the schema holds what is not the library's, the service's own tables, say, it lists
 them and drops nothing, unless --foreign is given.
 
+All servers that are given, by --server, are asked first what moves of the tenant have left
+there, and the empty schemas that say where it went are dropped with it. Nothing is dropped
+where one of them does not answer within a few seconds, where a move was cut off and has to be
+finished, or where somebody has put something into such a schema.
+
 With --json it prints one object.`,
 		Example: `  idem-tenants suspend 6f1c2f6e-0d5a-4c8e-9f5e-2f0a3c1d7b42
   idem-tenants drop 6f1c2f6e-0d5a-4c8e-9f5e-2f0a3c1d7b42
@@ -121,7 +126,10 @@ func dropWarning(ctx context.Context, p place) string {
 }
 
 func dropError(p place, err error) error {
-	if foreign, ok := errors.AsType[*provision.ForeignError](err); ok {
+	if foreign, ok := errors.AsType[*provision.ForeignError](err); ok && foreign.Left {
+		return exitError{cli.ExitFailed, fmt.Errorf("schema %s of %s, which a move has left empty to say where the tenant went, holds %s; nothing was dropped: take that away by hand, which --foreign does not, and drop the tenant again",
+			foreign.Schema, clusterName(foreign.Cluster), strings.Join(foreign.Objects, ", "))}
+	} else if ok {
 		return exitError{cli.ExitFailed, fmt.Errorf("schema %s holds what is not the library's: %s; nothing was dropped: take it away by hand, or give --foreign to drop it as well",
 			p.schema, strings.Join(foreign.Objects, ", "))}
 	}

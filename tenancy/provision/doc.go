@@ -52,6 +52,19 @@
 // DEFINER) away from the tenants' roles. A connection that logs in as the tenant is the only
 // one that has nothing to take back.
 //
+// Package move does not take roles along. For a tenant that moves, make its role on the server
+// that it goes to before that, and say there that it is the tenant's, by the name of the database
+// that it comes to:
+//
+//	CREATE ROLE tenant_6f1c... NOLOGIN;
+//	GRANT tenant_6f1c... TO service;
+//	COMMENT ON ROLE tenant_6f1c... IS 'pgidem: role of tenant 6f1c2f6e-... in database payments';
+//
+// Where databases of one server are the clusters, the role is there, and has the comment of the
+// database that the tenant has left: change that after the move. Without the comment Drop is
+// refused with [ErrRole], whose text has the statement to run, and changes nothing. The role on the
+// server that was left stays there until somebody drops it.
+//
 // # What many roles cost
 //
 // A server process works out all roles that its login role is a member of at its first SET ROLE,

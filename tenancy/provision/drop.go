@@ -53,15 +53,18 @@ func WithForeign() DropOption { return func(d *dropping) { d.foreign = true } }
 // is.
 //
 // Where the tenant had been before package move took it elsewhere, in those of the clusters
-// that the Provisioner knows, the empty schemas that say so go as well; a cluster that cannot
-// be asked has Drop fail as its last but one step, and is asked again by the next.
+// that the Provisioner knows, the empty schemas that say so go as well, before the entry does. So
+// each of these clusters is asked what it has of the tenant before anything is changed: one that
+// does not answer within a few seconds stops Drop, as does what a move that was cut off has left
+// there, or what somebody has put into such a schema.
 //
 // A tenant that is not registered is gone: the error wraps tenancy.ErrUnknownTenant. The error
 // wraps [ErrNotConfirmed]; [ErrState] for a tenant that is active, or was moved, or dropped and
-// made anew, meanwhile, or is elsewhere by what a move has left; [ErrRole], under
+// made anew, meanwhile, or is elsewhere by what a move has left, or has a move to finish; [ErrRole], under
 // [WithTenantRoles], if the role of the schema's name is not the tenant's; [ErrNotPinned] if
 // tables in the schema are another tenant's; it is a [*ForeignError] if there is something in the
-// schema that is not this library's and WithForeign was not given, and a [*DependentError] if
+// schema that is not this library's and WithForeign was not given, or in one that a move has left,
+// and a [*DependentError] if
 // something elsewhere depends on what is in it; nothing has been dropped then. It wraps [ErrBusy]
 // if others hold a table for too long.
 func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string, opts ...DropOption) error {
@@ -105,10 +108,14 @@ func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string,
 		}
 	}
 	if foreign := notOurs(objects); len(foreign) > 0 && !d.foreign {
-		return &ForeignError{Schema: tenant.Schema, Objects: foreign}
+		return &ForeignError{Schema: tenant.Schema, Objects: foreign, Cluster: tenant.Cluster}
 	}
 	if len(outside) > 0 {
 		return &DependentError{Schema: tenant.Schema, Objects: outside}
+	}
+	stones, err := p.askAll(ctx, tenant)
+	if err != nil {
+		return err
 	}
 	if p.tenantRoles {
 		r, err := roleOf(ctx, pool, orgID, tenant.Schema)
@@ -143,13 +150,9 @@ func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string,
 	if err != nil {
 		return fmt.Errorf("provision: drop schema %s: %w", tenant.Schema, replaced(err))
 	}
-	// Where it had been before it was moved, its name is free again.
-	for cluster, pool := range p.clusters {
-		if cluster == tenant.Cluster {
-			continue
-		}
-		if _, err := moved.Clear(ctx, pool, tenant.Schema.String(), orgID); err != nil {
-			return fmt.Errorf("provision: drop what moves of org %s have left in cluster %q: %w", orgID, cluster, err)
+	for _, stone := range stones {
+		if err := p.clear(ctx, tenant, stone); err != nil {
+			return err
 		}
 	}
 	return p.remove(ctx, g, registry.Deleting)

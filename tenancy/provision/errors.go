@@ -36,10 +36,18 @@ var (
 type ForeignError struct {
 	Schema  tenancy.Schema
 	Objects []string // kind and name of each, as DROP takes them
+	Cluster string   // where the schema is
+
+	// Left is true for the schema that a move of the tenant has left empty in Cluster. The
+	// tenant is in another, and [WithForeign] does not drop what is in this one.
+	Left bool
 }
 
 // Error implements error. It names the first few.
 func (e *ForeignError) Error() string {
+	if e.Left {
+		return fmt.Sprintf("provision: schema %s of cluster %q, which a move has left empty to say where the tenant went, holds %s; take that away yourself, whether or not WithForeign is given, and drop again", e.Schema, e.Cluster, few(e.Objects))
+	}
 	return fmt.Sprintf("provision: schema %s holds what is not this library's: %s; take it away yourself, or drop it as well by WithForeign", e.Schema, few(e.Objects))
 }
 

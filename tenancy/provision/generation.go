@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"slices"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgidem/pgidem/tenancy"
@@ -122,7 +122,9 @@ func (p *Provisioner) as(ctx context.Context, pool *pgxpool.Pool, g registry.Gen
 // and waits for no lock for long. It tries again while others are in the way.
 func (p *Provisioner) locked(ctx context.Context, pool *pgxpool.Pool, schema tenancy.Schema, fn func(pgx.Tx) error) error {
 	for try := 1; ; try++ {
-		err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		// Each statement has to see what others have committed while it waited for the lock,
+		// whatever the database's default is.
+		err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite}, func(tx pgx.Tx) error {
 			if _, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = %d`, p.lockTimeout.Milliseconds())); err != nil {
 				return err
 			}
@@ -131,11 +133,7 @@ func (p *Provisioner) locked(ctx context.Context, pool *pgxpool.Pool, schema ten
 			}
 			return fn(tx)
 		})
-		if !slices.Contains([]string{
-			"55P03", // lock_not_available
-			"40P01", // deadlock_detected
-			"42P06", // duplicate_schema: migrations made it at the same moment
-		}, code(err)) {
+		if !inTheWay(err) {
 			return err
 		}
 		if try == p.tries {
@@ -145,4 +143,19 @@ func (p *Provisioner) locked(ctx context.Context, pool *pgxpool.Pool, schema ten
 			return errors.Join(err, ended)
 		}
 	}
+}
+
+// inTheWay tells whether others were, who may be gone when it is tried again.
+func inTheWay(err error) bool {
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) {
+		return false
+	}
+	switch pgErr.Code {
+	case "55P03", "40P01", "42P06": // lock_not_available, deadlock_detected, duplicate_schema
+		return true
+	case "23505": // unique_violation: migrations made the schema at the same moment
+		return pgErr.SchemaName == "pg_catalog"
+	}
+	return false
 }

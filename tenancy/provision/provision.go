@@ -121,7 +121,8 @@ func WithServiceRole(role string) Option {
 // transaction can become it by SET LOCAL ROLE; see the package documentation for what that
 // keeps from whom, and what it costs. Roles are the server's, not the database's: a role of the
 // schema's name that was not made for this tenant in this database, as its comment says, is
-// neither used nor dropped ([ErrRole]). So two databases of one server must not have tenants of
+// neither used nor dropped ([ErrRole]). That is so after a move as well, until the comment is
+// changed; see the package documentation. So two databases of one server must not have tenants of
 // the same schema name.
 func WithTenantRoles() Option {
 	return func(p *Provisioner) error {
@@ -165,8 +166,8 @@ func (p *Provisioner) pool(cluster string) (*pgxpool.Pool, error) {
 // privileges, notes the version, and makes the tenant active. It may be run again wherever it
 // was cut off, and by several at once; a tenant that is active already is returned as it is.
 //
-// The error wraps [ErrState] if the tenant is suspended or being deleted, or was dropped
-// meanwhile, registry.ErrConflict if the schema is another's, [ErrNotPinned] if the schema exists
+// The error wraps [ErrState] if the tenant is suspended or being deleted, or was dropped or
+// moved meanwhile, registry.ErrConflict if the schema is another's, [ErrNotPinned] if the schema exists
 // and its tables may hold records of others, [ErrRole] if the tenant's role cannot be had, and
 // migrations.ErrMoved if the schema is the empty one that a move has left of a tenant that the
 // registry does not know any more.
@@ -209,10 +210,10 @@ func (p *Provisioner) ProvisionAt(ctx context.Context, orgID uuid.UUID, at tenan
 	g := p.tenants.Generation(tenant)
 	version, err := p.build(ctx, pool, tenant, g)
 	if err != nil {
-		return tenant, fmt.Errorf("provision: org %s: %w", orgID, replaced(err))
+		return tenant, fmt.Errorf("provision: org %s: %w", orgID, p.away(ctx, g, tenant, replaced(err)))
 	}
 	if err := g.SetVersion(ctx, version); err != nil {
-		return tenant, fmt.Errorf("provision: %w", replaced(err))
+		return tenant, fmt.Errorf("provision: %w", p.away(ctx, g, tenant, replaced(err)))
 	}
 	if err := p.step("version"); err != nil {
 		return tenant, err
@@ -231,6 +232,16 @@ func replaced(err error) error {
 		return fmt.Errorf("%w: another run dropped the tenant, and it was registered anew, while this one was held up; nothing of the new tenant has been changed: %w", ErrState, err)
 	}
 	return err
+}
+
+// away replaces the error of a run that came too late, since another has made the tenant and it
+// was moved meanwhile: what is missing here is elsewhere, and nothing to restore.
+func (p *Provisioner) away(ctx context.Context, g registry.Generation, tenant registry.Tenant, err error) error {
+	now, lookErr := g.Tenant(ctx)
+	if lookErr != nil || now.Schema == tenant.Schema && now.Cluster == tenant.Cluster {
+		return err
+	}
+	return fmt.Errorf("%w: org %s was moved meanwhile, from schema %s of cluster %q to %s of %q, where it is %s; there is nothing to be made here any more", ErrState, now.OrgID, tenant.Schema, tenant.Cluster, now.Schema, now.Cluster, now.State)
 }
 
 // build makes what is in the database of the tenant.

@@ -41,7 +41,7 @@ func (r role) refuse(schema tenancy.Schema) error {
 	if !r.exists || r.ours {
 		return nil
 	}
-	return fmt.Errorf("%w: there is a role %s with the comment %q, so it was not made for the tenant of this database; rename it, or say that it is the tenant's: %s", ErrRole, schema, r.comment, r.mark)
+	return fmt.Errorf("%w: there is a role %s with the comment %q, so it was not made for the tenant of this database; rename it, or say that it is the tenant's, as after a move to this database: %s", ErrRole, schema, r.comment, r.mark)
 }
 
 // makeRole returns what makes the tenant's role, if it is missing. One that can do more than a
