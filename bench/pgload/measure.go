@@ -176,7 +176,7 @@ func median(results []result) result {
 			all[i] = figure(r)
 		}
 		slices.Sort(all)
-		return all[len(all)/2]
+		return (all[(len(all)-1)/2] + all[len(all)/2]) / 2
 	}
 	duration := func(figure func(result) time.Duration) time.Duration {
 		return time.Duration(pick(func(r result) float64 { return float64(figure(r)) }))

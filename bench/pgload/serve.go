@@ -82,7 +82,7 @@ func serve() error {
 		"lease":   nil,
 		"apart":   {pgstore.WithCoalescing(math.MaxInt)},
 		"few":     {pgstore.WithCoalescing(few)},
-		"relaxed": {pgstore.WithCoalescing(few), pgstore.WithRelaxedClaims()},
+		"relaxed": {pgstore.WithRelaxedClaims()},
 	} {
 		store, err := pgstore.New(pool, tenants, opts...)
 		if err != nil {

@@ -119,7 +119,7 @@ func median(results []result) result {
 			all[i] = figure(r)
 		}
 		slices.Sort(all)
-		return all[len(all)/2]
+		return (all[(len(all)-1)/2] + all[len(all)/2]) / 2
 	}
 	return result{
 		Rate:     pick(func(r result) float64 { return r.Rate }),
