@@ -31,9 +31,18 @@ func (r *Registry) Tenant(ctx context.Context, orgID uuid.UUID) (Tenant, error) 
 }
 
 func (r *Registry) tenant(ctx context.Context, step string, orgID uuid.UUID) (Tenant, error) {
+	return r.tenantOf(ctx, step, orgID, nil)
+}
+
+// tenantOf is tenant, but with ErrReplaced for one that was created at another time than the
+// one given, if one is.
+func (r *Registry) tenantOf(ctx context.Context, step string, orgID uuid.UUID, created *time.Time) (Tenant, error) {
 	t, err := r.one(ctx, `SELECT `+columns+` FROM /*control.*/tenants t WHERE t.org_id = $1`, orgID)
-	if errors.Is(err, pgx.ErrNoRows) {
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
 		return Tenant{}, fmt.Errorf("registry: %s %s: %w", step, orgID, tenancy.ErrUnknownTenant)
+	case err == nil && created != nil && !t.CreatedAt.Equal(*created):
+		return Tenant{}, fmt.Errorf("%w: %s %s", ErrReplaced, step, generationName(orgID, *created))
 	}
 	return t, r.translate(step, orgID, err)
 }
@@ -146,26 +155,27 @@ func (r *Registry) Add(ctx context.Context, t Tenant) (Tenant, error) {
 // not registered. A tenant that is being moved can only be suspended: it is not made active
 // again when it has been moved then.
 func (r *Registry) SetState(ctx context.Context, orgID uuid.UUID, to State, from ...State) (Tenant, error) {
-	t, err := r.setState(ctx, orgID, nil, to, from)
-	if !errors.Is(err, pgx.ErrNoRows) {
-		return t, r.translate("set state of org", orgID, err)
-	}
-	return r.unless(ctx, "set state of org", orgID, from)
+	return r.setState(ctx, orgID, nil, to, from)
 }
 
 // setState changes nothing if the tenant was created at another time than the one given.
 func (r *Registry) setState(ctx context.Context, orgID uuid.UUID, created *time.Time, to State, from []State) (Tenant, error) {
-	return r.one(ctx, `
+	const step = "set state of org"
+	t, err := r.one(ctx, `
 		UPDATE /*control.*/tenants t SET state = $2, resume = t.resume AND $2 <> 'suspended'
 		WHERE t.org_id = $1 AND (cardinality($3::text[]) = 0 OR t.state = ANY ($3::text[]))
 			AND ($4::timestamptz IS NULL OR t.created_at = $4::timestamptz) RETURNING `+columns,
 		orgID, string(to), names(from), created)
+	if !errors.Is(err, pgx.ErrNoRows) {
+		return t, r.translate(step, orgID, err)
+	}
+	return r.unless(ctx, step, orgID, created, from)
 }
 
 // unless returns the error of a change that found the tenant in none of the states, with
 // the tenant as it is.
-func (r *Registry) unless(ctx context.Context, step string, orgID uuid.UUID, from []State) (Tenant, error) {
-	t, err := r.tenant(ctx, step, orgID)
+func (r *Registry) unless(ctx context.Context, step string, orgID uuid.UUID, created *time.Time, from []State) (Tenant, error) {
+	t, err := r.tenantOf(ctx, step, orgID, created)
 	switch {
 	case err != nil:
 		return Tenant{}, err
@@ -183,17 +193,24 @@ func (r *Registry) unless(ctx context.Context, step string, orgID uuid.UUID, fro
 // The error wraps [ErrConflict] if the tenant is elsewhere by now, and
 // [tenancy.ErrUnknownTenant] if orgID is not registered.
 func (r *Registry) SetVersion(ctx context.Context, orgID uuid.UUID, at tenancy.Placement) error {
+	return r.setVersion(ctx, orgID, nil, at)
+}
+
+// setVersion changes nothing if the tenant was created at another time than the one given.
+func (r *Registry) setVersion(ctx context.Context, orgID uuid.UUID, created *time.Time, at tenancy.Placement) error {
+	const step = "set version of org"
 	// Where that is no change, nobody is told.
 	_, err := r.one(ctx, `
 		UPDATE /*control.*/tenants t SET version = $4
-		WHERE t.org_id = $1 AND t.schema_name = $2 AND t.cluster = $3 AND t.version < $4 RETURNING `+columns,
-		orgID, at.Schema.String(), at.Cluster, at.Version)
+		WHERE t.org_id = $1 AND t.schema_name = $2 AND t.cluster = $3 AND t.version < $4
+			AND ($5::timestamptz IS NULL OR t.created_at = $5::timestamptz) RETURNING `+columns,
+		orgID, at.Schema.String(), at.Cluster, at.Version, created)
 	if !errors.Is(err, pgx.ErrNoRows) {
-		return r.translate("set version of org", orgID, err)
+		return r.translate(step, orgID, err)
 	}
-	t, err := r.tenant(ctx, "set version of org", orgID)
+	t, err := r.tenantOf(ctx, step, orgID, created)
 	if err == nil && (t.Schema != at.Schema || t.Cluster != at.Cluster) {
-		return fmt.Errorf("%w: set version of org %s: it is in schema %s of cluster %q and not %s of %q", ErrConflict, orgID, t.Schema, t.Cluster, at.Schema, at.Cluster)
+		return fmt.Errorf("%w: %s %s: it is in schema %s of cluster %q and not %s of %q", ErrConflict, step, orgID, t.Schema, t.Cluster, at.Schema, at.Cluster)
 	}
 	return err
 }
@@ -232,20 +249,20 @@ func (r *Registry) Move(ctx context.Context, orgID uuid.UUID, from, to tenancy.P
 // is. The error wraps [ErrState] if it is in another, and [tenancy.ErrUnknownTenant] if it
 // is not registered. The tenant's schema is left as it is.
 func (r *Registry) Remove(ctx context.Context, orgID uuid.UUID, from ...State) error {
-	err := r.remove(ctx, orgID, nil, from)
-	if !errors.Is(err, pgx.ErrNoRows) {
-		return r.translate("remove org", orgID, err)
-	}
-	_, err = r.unless(ctx, "remove org", orgID, from)
-	return err
+	return r.remove(ctx, orgID, nil, from)
 }
 
 // remove removes nothing if the tenant was created at another time than the one given.
 func (r *Registry) remove(ctx context.Context, orgID uuid.UUID, created *time.Time, from []State) error {
+	const step = "remove org"
 	_, err := r.one(ctx, `
 		DELETE FROM /*control.*/tenants t
 		WHERE t.org_id = $1 AND (cardinality($2::text[]) = 0 OR t.state = ANY ($2::text[]))
 			AND ($3::timestamptz IS NULL OR t.created_at = $3::timestamptz) RETURNING `+columns,
 		orgID, names(from), created)
+	if !errors.Is(err, pgx.ErrNoRows) {
+		return r.translate(step, orgID, err)
+	}
+	_, err = r.unless(ctx, step, orgID, created, from)
 	return err
 }
