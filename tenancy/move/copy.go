@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgidem/pgidem/internal/signature"
 	"github.com/pgidem/pgidem/tenancy/registry"
 )
 
@@ -111,7 +112,7 @@ func (t *transfer) unmark(ctx context.Context) error {
 	schema := t.tenant.Schema.String()
 	err := t.patiently(ctx, fmt.Sprintf("others have the comment on schema %s in cluster %q locked,", schema, t.to.name), func() error {
 		return t.briefly(ctx, t.target, func(tx pgx.Tx) error {
-			if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, commentLock(t.tenant.Schema)); err != nil {
+			if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, signature.LockID(t.tenant.Schema.String())); err != nil {
 				return err
 			}
 			comment, _, err := commentOf(ctx, tx, schema)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/pgidem/pgidem/internal/dependents"
 	"github.com/pgidem/pgidem/internal/moved"
+	"github.com/pgidem/pgidem/internal/signature"
 	"github.com/pgidem/pgidem/tenancy/registry"
 )
 
@@ -163,7 +164,7 @@ func (t *transfer) twofold() error {
 // leftBehind tells whether the fenced schema in the source is another generation's than the
 // tenant's, to which the open one is signed by package provision: no move of it has fenced that.
 func (t *transfer) leftBehind(ctx context.Context, tenant registry.Tenant) (bool, error) {
-	signature := "[pgidem: tenant " + t.tenants.Generation(tenant).String() + "]"
+	generation := t.tenants.Generation(tenant).String()
 	open, _, err := commentOf(ctx, t.source, tenant.Schema.String())
 	if err != nil {
 		return false, fmt.Errorf("move: cluster %q: %w", t.from.name, err)
@@ -172,7 +173,7 @@ func (t *transfer) leftBehind(ctx context.Context, tenant registry.Tenant) (bool
 	if err != nil {
 		return false, fmt.Errorf("move: cluster %q: %w", t.from.name, err)
 	}
-	return strings.HasSuffix(open, signature) && !strings.HasSuffix(fenced, signature), nil
+	return signature.Of(open) == generation && signature.Of(fenced) != generation, nil
 }
 
 // unfence gives the schema its name back, if it is fenced.

@@ -4,14 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-
-	"github.com/pgidem/pgidem/tenancy"
 )
 
 // SQLSTATE codes, PostgreSQL documentation appendix A.
@@ -58,12 +55,4 @@ func (t *transfer) briefly(ctx context.Context, conn *pgx.Conn, fn func(pgx.Tx) 
 // lockMillis is the time for one try, in milliseconds, of which none would be no end.
 func (t *transfer) lockMillis() string {
 	return strconv.FormatInt(max(1, t.lockTimeout.Milliseconds()), 10)
-}
-
-// commentLock is the advisory lock under which package provision reads and writes the comment
-// on a schema.
-func commentLock(schema tenancy.Schema) int64 {
-	h := fnv.New64a()
-	h.Write([]byte("pgidem provision " + schema.String()))
-	return int64(h.Sum64())
 }

@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgidem/pgidem/internal/signature"
 	"github.com/pgidem/pgidem/tenancy"
 	"github.com/pgidem/pgidem/tenancy/registry"
 )
@@ -19,25 +19,6 @@ import (
 // is for. In the tenant's database the schema's comment does: nothing is granted on a schema or
 // dropped in it, but in a transaction that has read there, under the schema's lock, that the
 // schema is of this run's generation.
-
-// signature is the end of a comment.
-var signature = regexp.MustCompile(`\s*\[pgidem: tenant ([^\]]*)\]$`)
-
-// generationOf returns what the comment on a schema says of whom it is, or "".
-func generationOf(comment string) string {
-	if found := signature.FindStringSubmatch(comment); found != nil {
-		return found[1]
-	}
-	return ""
-}
-
-// signed returns the comment with another signature.
-func signed(comment string, g registry.Generation) string {
-	if comment = signature.ReplaceAllString(comment, ""); comment != "" {
-		comment += " "
-	}
-	return comment + "[pgidem: tenant " + g.String() + "]"
-}
 
 // errAnother is that of a step on a schema that another generation has taken.
 var errAnother = fmt.Errorf("%w: the schema has been dropped or taken over by another run meanwhile, or its comment was changed; look how the tenant is, and run again if need be", ErrState)
@@ -66,7 +47,7 @@ func (p *Provisioner) take(ctx context.Context, pool *pgxpool.Pool, g registry.G
 			if err != nil {
 				return err
 			}
-			by = generationOf(comment)
+			by = signature.Of(comment)
 			switch {
 			case !exists && !create:
 				by = g.String()
@@ -80,7 +61,7 @@ func (p *Provisioner) take(ctx context.Context, pool *pgxpool.Pool, g registry.G
 				return nil
 			}
 			by = g.String()
-			return sign(ctx, tx, schema, signed(comment, g))
+			return sign(ctx, tx, schema, signature.Sign(comment, g.String()))
 		})
 		if err != nil || by == g.String() {
 			return made, err
@@ -111,7 +92,7 @@ func (p *Provisioner) as(ctx context.Context, pool *pgxpool.Pool, g registry.Gen
 		case err != nil:
 			return err
 		case !exists && absent:
-		case generationOf(comment) != g.String(): // nor is one that is missing
+		case signature.Of(comment) != g.String(): // nor is one that is missing
 			return errAnother
 		}
 		return fn(tx)
@@ -128,7 +109,7 @@ func (p *Provisioner) locked(ctx context.Context, pool *pgxpool.Pool, schema ten
 			if _, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = %d`, p.lockTimeout.Milliseconds())); err != nil {
 				return err
 			}
-			if _, err := tx.Exec(ctx, `SELECT pg_catalog.pg_advisory_xact_lock($1)`, lockID(schema)); err != nil {
+			if _, err := tx.Exec(ctx, `SELECT pg_catalog.pg_advisory_xact_lock($1)`, signature.LockID(schema.String())); err != nil {
 				return err
 			}
 			return fn(tx)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"iter"
 	"slices"
 	"sync"
@@ -428,11 +427,3 @@ func (p *Provisioner) Many(ctx context.Context, workers int, orgIDs iter.Seq2[uu
 }
 
 func quoted(name string) string { return pgx.Identifier{name}.Sanitize() }
-
-// lockID returns the number of the advisory lock under which a schema is made and taken, its
-// privileges change, and its objects are dropped.
-func lockID(schema tenancy.Schema) int64 {
-	h := fnv.New64a()
-	h.Write([]byte("pgidem provision " + schema.String()))
-	return int64(h.Sum64())
-}
