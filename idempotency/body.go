@@ -12,8 +12,8 @@ import (
 )
 
 // readBody reads the request's body whole, within the bound, or says for which of
-// this package's reasons it could not.
-func (x *exchange) readBody() (body []byte, reason, cause error) {
+// this package's reasons it could not. It hashes what it reads, where there is a hash.
+func (x *exchange) readBody(hash *bodyHash) (body []byte, reason, cause error) {
 	if x.r.Body == nil || x.r.Body == http.NoBody {
 		return nil, nil, nil
 	}
@@ -27,6 +27,7 @@ func (x *exchange) readBody() (body []byte, reason, cause error) {
 	body = x.buffer(int(size))
 	for {
 		n, err := from.Read(body[len(body):cap(body)])
+		hash.add(body[len(body) : len(body)+n])
 		body = body[:len(body)+n]
 		switch {
 		case int64(len(body)) > x.maxRequestBytes:
@@ -39,7 +40,11 @@ func (x *exchange) readBody() (body []byte, reason, cause error) {
 			}
 			return nil, ErrRequestUnreadable, err
 		case len(body) == cap(body):
-			body = slices.Grow(body, len(body))
+			more := len(body)
+			if left := x.r.ContentLength + 1 - int64(more); left > 0 {
+				more = int(min(left, int64(more)))
+			}
+			body = slices.Grow(body, more)
 		}
 	}
 }
@@ -47,8 +52,7 @@ func (x *exchange) readBody() (body []byte, reason, cause error) {
 // believed is how much of what a client announces is, before it has sent anything.
 const believed = 64 << 10
 
-// bodies are buffers of requests that were replayed: nothing has seen them but the
-// fingerprint. Those that a handler has read stay its own.
+// bodies are buffers of requests that have ended.
 var bodies sync.Pool // of *[]byte
 
 // maxReused is the size of the largest buffer that is kept for another request.
@@ -57,11 +61,7 @@ const maxReused = believed + 1
 // buffer returns an empty buffer for at least so many bytes.
 func (x *exchange) buffer(size int) []byte {
 	kept, _ := bodies.Get().(*[]byte)
-	if kept == nil {
-		return make([]byte, 0, size)
-	}
-	if cap(*kept) < size {
-		bodies.Put(kept)
+	if kept == nil || cap(*kept) < size {
 		return make([]byte, 0, size)
 	}
 	x.emptied = kept
@@ -69,10 +69,10 @@ func (x *exchange) buffer(size int) []byte {
 }
 
 // reuse gives the buffer of a body to another request, unless somebody has seen it and may
-// hold it: a function of the user's, a handler whose run was rolled back, or a store that
-// keeps requests.
+// hold it: a function of the user's, a store that keeps requests, or a handler that has left
+// a reader behind.
 func (x *exchange) reuse(body []byte, kept *KeptRequest) {
-	if cap(body) == 0 || cap(body) > maxReused || x.givenFingerprint || x.handled || kept != nil {
+	if cap(body) == 0 || cap(body) > maxReused || x.givenFingerprint || x.readers > 0 || kept != nil {
 		return
 	}
 	if x.emptied == nil {
@@ -82,16 +82,65 @@ func (x *exchange) reuse(body []byte, kept *KeptRequest) {
 	bodies.Put(x.emptied)
 }
 
-// bodyReader is the body of a request, read before.
-type bodyReader struct{ bytes.Reader }
+// bodyReader is the body of a request, read before. A handler gets at the bytes through it
+// alone, so once it has ended, nobody has them.
+type bodyReader struct {
+	mu     sync.Mutex
+	unread []byte
+	ended  bool
+}
 
-// Close implements [io.Closer].
+// Read implements [io.Reader].
+func (b *bodyReader) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.ended:
+		return 0, http.ErrBodyReadAfterClose
+	case len(b.unread) == 0:
+		return 0, io.EOF
+	}
+	n := copy(p, b.unread)
+	b.unread = b.unread[n:]
+	return n, nil
+}
+
+// WriteTo implements [io.WriterTo].
+func (b *bodyReader) WriteTo(w io.Writer) (int64, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.ended:
+		return 0, http.ErrBodyReadAfterClose
+	case len(b.unread) == 0:
+		return 0, nil
+	}
+	n, err := w.Write(b.unread)
+	b.unread = b.unread[n:]
+	if err == nil && len(b.unread) > 0 {
+		err = io.ErrShortWrite
+	}
+	return int64(n), err
+}
+
+// Close implements [io.Closer]. What is left can still be read.
 func (*bodyReader) Close() error { return nil }
+
+// end ends the reader, as net/http ends a body when its handler has returned, unless a
+// goroutine that the handler left behind is at it. It reports whether it has.
+func (b *bodyReader) end() bool {
+	if !b.mu.TryLock() {
+		return false
+	}
+	defer b.mu.Unlock()
+	b.unread, b.ended = nil, true
+	return true
+}
 
 // request returns the request as the handler is to see it, with body for its body where it
 // has one.
 func (x *exchange) request(ctx context.Context, body io.ReadCloser) *http.Request {
-	x.handled = true
+	x.readers++
 	r := x.r.WithContext(ctx)
 	if r.Body != nil && r.Body != http.NoBody {
 		r.Body = body

@@ -2,6 +2,7 @@ package idempotency_test
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -59,7 +60,7 @@ func TestNothingIsShared(t *testing.T) {
 			}
 			copy(written, bytes.Repeat([]byte("w"), size))
 			send("another", "something else")
-			if got, err := io.ReadAll(unread); err != nil || string(got) != body {
+			if got, err := io.ReadAll(unread); !errors.Is(err, http.ErrBodyReadAfterClose) || len(got) > 0 {
 				t.Errorf("the first request's body is now %.20q of %d bytes, %v", got, len(got), err)
 			}
 			send("k", body)

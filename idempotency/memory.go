@@ -69,6 +69,7 @@ type memoryRecord struct {
 	createdAt   time.Time // never changed
 	expiresAt   time.Time // never changed
 	completed   bool
+	removed     bool     // from the store
 	response    response // never changed once completed, so that it can be handed out
 }
 
@@ -153,13 +154,11 @@ func inProcess(store Store) *MemoryStore {
 // forever is longer than any attempt takes.
 const forever = 100 * 365 * 24 * time.Hour
 
-// hold has the handler of the claim cancelled when another takes its place or clears it.
-func (s *MemoryStore) hold(c Claim, handler *lazyContext) {
-	key := s.key(c.OrgID, c.Key)
-	shard := s.lock(key)
+// hold has the handler of the claim of m cancelled when another takes its place or clears it.
+func (s *MemoryStore) hold(m *memoryRecord, token Token, handler *lazyContext) {
+	shard := s.lock(m.memoryKey)
 	defer shard.mu.Unlock()
-	m, err := shard.held(key, c.Token)
-	if err != nil {
+	if !m.isHeldBy(token) {
 		handler.end(ErrLeaseLost)
 		return
 	}
@@ -245,8 +244,8 @@ func (s *MemoryStore) Claim(ctx context.Context, req ClaimRequest) (ClaimResult,
 	return result, nil
 }
 
-// claim is Claim at the time that the store's clock shows. It returns the record that is
-// completed in place of a copy.
+// claim is Claim at the time that the store's clock shows. It returns the record itself that
+// was claimed or is completed, in place of a copy.
 func (s *MemoryStore) claim(req *ClaimRequest, now time.Time) (ClaimResult, *memoryRecord) {
 	key := s.key(req.OrgID, req.Key)
 	shard := s.lock(key)
@@ -257,7 +256,7 @@ func (s *MemoryStore) claim(req *ClaimRequest, now time.Time) (ClaimResult, *mem
 		lapsed := !m.completed && m.hasLapsed(now)
 		switch {
 		case m.token == req.Token && !m.completed:
-			return ClaimResult{Outcome: OutcomeClaimed, Attempt: m.attempt}, nil
+			return ClaimResult{Outcome: OutcomeClaimed, Attempt: m.attempt}, m
 		case m.requestHash != req.RequestHash:
 			return ClaimResult{Outcome: OutcomeMismatch}, nil
 		case m.completed:
@@ -269,11 +268,12 @@ func (s *MemoryStore) claim(req *ClaimRequest, now time.Time) (ClaimResult, *mem
 		}
 		attempt, steps = m.attempt+1, m.steps
 	}
-	shard.set(&memoryRecord{
+	m := &memoryRecord{
 		memoryKey: key, token: req.Token, attempt: attempt, lease: req.Lease, steps: steps,
 		requestHash: req.RequestHash, createdAt: now, expiresAt: now.Add(req.TTL),
-	}, s.due(now, req.TTL))
-	return ClaimResult{Outcome: OutcomeClaimed, Attempt: attempt}, nil
+	}
+	shard.set(m, s.due(now, req.TTL))
+	return ClaimResult{Outcome: OutcomeClaimed, Attempt: attempt}, m
 }
 
 // Complete implements [LeaseStore].
@@ -281,21 +281,34 @@ func (s *MemoryStore) Complete(ctx context.Context, c Claim, rec *Record) error 
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return s.complete(c, newResponse(rec).own())
-}
-
-// complete is Complete for a response that is the store's from now on.
-func (s *MemoryStore) complete(c Claim, r response) error {
 	key := s.key(c.OrgID, c.Key)
 	shard := s.lock(key)
 	defer shard.mu.Unlock()
 	m, err := shard.held(key, c.Token)
-	if err != nil || m.completed { // by the same call, which is repeated
-		return err
+	if err == nil {
+		s.finish(m, newResponse(rec).own())
+	}
+	return err
+}
+
+// complete is Complete of the claim of m, for a response that is the store's from now on.
+func (s *MemoryStore) complete(m *memoryRecord, token Token, r response) error {
+	shard := s.lock(m.memoryKey)
+	defer shard.mu.Unlock()
+	if !m.isHeldBy(token) {
+		return leaseLost(m.orgID)
+	}
+	s.finish(m, r)
+	return nil
+}
+
+// finish completes m, unless the same call has, which is repeated. The lock is held.
+func (s *MemoryStore) finish(m *memoryRecord, r response) {
+	if m.completed {
+		return
 	}
 	m.response, m.completed, m.handler, m.steps = r, true, nil, nil
 	s.ended.Signal(m.memoryKey)
-	return nil
 }
 
 // Release implements [LeaseStore].
@@ -443,6 +456,10 @@ func (m *memoryRecord) absent(now time.Time) bool {
 	return !now.Before(m.expiresAt) && (m.completed || m.hasLapsed(now))
 }
 
+// isHeldBy reports whether m is the record of its key, in progress or completed, and the
+// token's. The lock of its shard is held.
+func (m *memoryRecord) isHeldBy(token Token) bool { return !m.removed && m.token == token }
+
 // hasLapsed reports whether the lease of a record in progress has.
 func (m *memoryRecord) hasLapsed(now time.Time) bool { return now.Sub(m.createdAt) >= m.lease }
 
@@ -454,12 +471,13 @@ func (s *MemoryStore) due(now time.Time, in time.Duration) time.Duration {
 // held returns the record of c's token, in progress or completed. The lock is held, here
 // and below.
 func (s *memoryShard) held(key memoryKey, token Token) (*memoryRecord, error) {
-	m := s.find(key)
-	if m == nil || m.token != token {
-		return nil, fmt.Errorf("%w: org %s", ErrLeaseLost, key.orgID)
+	if m := s.find(key); m != nil && m.isHeldBy(token) {
+		return m, nil
 	}
-	return m, nil
+	return nil, leaseLost(key.orgID)
 }
+
+func leaseLost(orgID uuid.UUID) error { return fmt.Errorf("%w: org %s", ErrLeaseLost, orgID) }
 
 // running returns the record of c's token if it is in progress.
 func (s *memoryShard) running(key memoryKey, token Token) (*memoryRecord, error) {
@@ -503,6 +521,7 @@ func (s *memoryShard) remove(m *memoryRecord) {
 		delete(s.records, m.hash)
 	}
 	s.count--
+	m.removed = true
 	s.queue.remove(m)
 	if m.handler != nil {
 		m.handler.end(ErrLeaseLost)

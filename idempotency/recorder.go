@@ -2,6 +2,7 @@ package idempotency
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +37,7 @@ type recorder struct {
 	status    int           // final status, 0 until it is decided
 	final     packedHeaders // the handler's headers at that moment
 	body      []byte
+	lent      *[]byte     // of responses, what body grows in; nil where it is the recorder's own
 	trailers  http.Header // set when the handler has returned, nil for none
 	length    string      // the Content-Length to be sent in place of the handler's, where there is one
 	lines     [4]string   // room for what is sent as header values
@@ -107,6 +109,7 @@ func (rec *recorder) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	if rec.record(len(p)) {
+		rec.reserve(len(p))
 		rec.body = append(rec.body, p...)
 	}
 	if !rec.sent {
@@ -125,6 +128,7 @@ func (rec *recorder) WriteString(s string) (int, error) {
 		return 0, err
 	}
 	if rec.record(len(s)) {
+		rec.reserve(len(s))
 		rec.body = append(rec.body, s...)
 	}
 	if !rec.sent {
@@ -177,6 +181,45 @@ func (rec *recorder) record(n int) bool {
 	rec.send()
 	rec.body = nil
 	return false
+}
+
+// responses are buffers in which bodies grow that are written piece by piece. Nobody but a
+// recorder sees what is in them.
+var responses sync.Pool // of *[]byte
+
+// reserve has the body go on in a shared buffer when n more bytes do not fit: one that is
+// written at once is the recorder's own from the start.
+func (rec *recorder) reserve(n int) {
+	size := len(rec.body) + n
+	if len(rec.body) == 0 || size <= cap(rec.body) {
+		return
+	}
+	if rec.lent == nil {
+		rec.lent, _ = responses.Get().(*[]byte)
+		if rec.lent == nil {
+			rec.lent = new([]byte)
+		}
+		if size <= cap(*rec.lent) {
+			rec.body = append((*rec.lent)[:0], rec.body...)
+			return
+		}
+	}
+	if size <= maxReused { // so that it can be used again
+		grown := make([]byte, 0, min(max(4<<10, 2*size), maxReused))
+		rec.body = append(grown, rec.body...)
+	}
+}
+
+// settle makes the body the recorder's own, and of the size that it has in the end.
+func (rec *recorder) settle() {
+	if rec.lent == nil {
+		return
+	}
+	if rec.body != nil && cap(rec.body) <= maxReused {
+		*rec.lent, rec.body = rec.body[:0], bytes.Clone(rec.body)
+		responses.Put(rec.lent)
+	}
+	rec.lent = nil
 }
 
 // send puts the status, the headers and what was held back of the body on the
@@ -292,6 +335,7 @@ func (rec *recorder) close(gone bool) {
 	if rec.sent && gone {
 		rec.truncated, rec.body = true, nil
 	}
+	rec.settle()
 	// Now, and not when they are sent: a goroutine of the handler's may live on.
 	for name, values := range rec.header {
 		if strings.HasPrefix(name, http.TrailerPrefix) {

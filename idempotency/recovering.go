@@ -38,7 +38,7 @@ func (x *exchange) serveRecovery() {
 		x.event.Decision, x.event.Err = DecisionNotRecoverable, errNotRecoverable
 		return
 	}
-	body, reason, err := x.readBody()
+	body, reason, err := x.readBody(nil)
 	if reason != nil {
 		x.refuse(reason, err)
 		return

@@ -108,12 +108,19 @@ func (m *middleware) serveKeyed(w http.ResponseWriter, r *http.Request, lines []
 		x.serveWithoutOrg()
 		return
 	}
-	body, reason, err := x.readBody()
+	var hashed *bodyHash
+	if !m.givenFingerprint {
+		hashed = newBodyHash(r)
+	}
+	body, reason, err := x.readBody(hashed)
 	if reason != nil {
 		x.refuse(reason, err)
 		return
 	}
-	hash, err := m.fingerprint(r, slices.Clip(body))
+	hash, ok := hashed.fingerprint()
+	if !ok {
+		hash, err = m.fingerprint(r, slices.Clip(body))
+	}
 	if err != nil {
 		x.refuse(ErrRequestUnreadable, fmt.Errorf("fingerprint: %w", err))
 		return
@@ -179,10 +186,11 @@ type exchange struct {
 	isInner    bool // the outer Require reports
 	releaseErr error
 	began      time.Time     // when the claim was first asked for
+	lapped     time.Duration // when the last step ended, from then
 	keeper     *leaseKeeper  // of the claim; nil without a lease
-	completed  *memoryRecord // that the claim met, where the store is a MemoryStore
+	kept       *memoryRecord // that was claimed or is completed, where the store is a MemoryStore
 	emptied    *[]byte       // of bodies, what the request's buffer came in
-	handled    bool          // a handler has been given the body
+	readers    int           // of the body that handlers have been given, and that have not ended
 	settled    bool          // the claim on a MemoryStore has been completed or released, or is another's
 }
 
@@ -325,17 +333,19 @@ func (x *exchange) serveClaiming(body []byte, req *ClaimRequest) {
 		x.event.Reruns++
 		time.Sleep(rand.N(pause)) // so that those who met do not meet again
 	}
+	x.reuse(body, req.Request)
 }
 
 func (x *exchange) serveOnce(body []byte, req *ClaimRequest) (again bool) {
 	asked := time.Now()
-	x.began = asked
+	x.began, x.lapped = asked, 0
 	result, err := x.claim(req, asked)
 	if result.Outcome != OutcomeCompleted || x.tells(x.r.Context(), slog.LevelDebug) {
-		x.event.Claim = x.elapsed() // a replay that nobody hears of need not look at the clock again
+		x.event.Claim = x.lap() // a replay that nobody hears of need not look at the clock again
 	}
 	if err == nil && result.Outcome == OutcomeInFlight && x.wait > 0 && x.recovery == nil {
 		result, asked, err = x.await(req)
+		x.event.Wait = x.lap()
 		if err != nil && notServed(err) == nil {
 			x.refuse(ErrStoreUnavailable, err) // not even WithFailOpen runs beside an attempt in flight
 			return false
@@ -354,7 +364,6 @@ func (x *exchange) serveOnce(body []byte, req *ClaimRequest) (again bool) {
 		return x.serveClaimed(body, req.Claim, result, asked)
 	case OutcomeCompleted:
 		x.serveCompleted(result.Record)
-		x.reuse(body, req.Request)
 	case OutcomeInFlight:
 		x.refuse(ErrInFlight, nil)
 		if x.r.Context().Err() != nil {
@@ -370,15 +379,19 @@ func (x *exchange) serveOnce(body []byte, req *ClaimRequest) (again bool) {
 	return false
 }
 
-// elapsed is how long ago the claim was first asked for.
-func (x *exchange) elapsed() time.Duration { return time.Since(x.began) }
+// lap is how long ago the last step ended. Now another has.
+func (x *exchange) lap() time.Duration {
+	last := x.lapped
+	x.lapped = time.Since(x.began)
+	return x.lapped - last
+}
 
 // claim claims the key, at the given time. A claim whose answer was lost is finished, by
 // asking again with the same token, or else undone, as far as the store can be reached: no
 // claim without an owner stays behind.
 func (x *exchange) claim(req *ClaimRequest, asked time.Time) (result ClaimResult, err error) {
 	if x.memory != nil {
-		result, x.completed = x.memory.claim(req, asked)
+		result, x.kept = x.memory.claim(req, asked)
 		return result, nil
 	}
 	err, unsure := x.calls().persist(2, func(ctx context.Context) error {
@@ -404,9 +417,7 @@ func (x *exchange) serveUnclaimed(body []byte, err error) {
 		x.refuse(reason, err)
 	case x.failOpen && !isFinal(err) && x.recovery == nil:
 		x.event.Decision, x.event.Err = DecisionRanUnprotected, err
-		unread := new(bodyReader)
-		unread.Reset(body)
-		x.runUnprotected(x.request(x.r.Context(), unread))
+		x.runUnprotected(x.request(x.r.Context(), &bodyReader{unread: body}))
 	default:
 		x.refuse(ErrStoreUnavailable, err)
 	}
@@ -415,14 +426,14 @@ func (x *exchange) serveUnclaimed(body []byte, err error) {
 // serveCompleted serves a retry of a request that has completed.
 func (x *exchange) serveCompleted(rec *Record) {
 	var kept response
-	if x.completed != nil {
-		kept = x.completed.response
+	if x.kept != nil {
+		kept = x.kept.response
 	} else {
 		kept = newResponse(rec)
 	}
 	if x.replayCheck != nil {
 		if rec == nil {
-			rec = x.completed.record()
+			rec = x.kept.record()
 		}
 		if err := x.replayCheck(x.r, rec); err != nil {
 			x.answer(replayDenied(err), DecisionReplayDenied)
@@ -486,7 +497,7 @@ func (x *exchange) serveClaimed(body []byte, c Claim, result ClaimResult, asked 
 	defer ctx.end(nil)
 	switch {
 	case x.memory != nil:
-		x.memory.hold(c, ctx)
+		x.memory.hold(x.kept, c.Token, ctx)
 	case !inTx:
 		// The lease is kept until the outcome is stored, and not just until there is one.
 		x.keeper = x.leases.keep(c, asked, ctx)
@@ -497,25 +508,27 @@ func (x *exchange) serveClaimed(body []byte, c Claim, result ClaimResult, asked 
 
 	a.steps.store, a.steps.claim, a.steps.calls = x.stepStore, c, x.calls()
 	defer a.steps.end()
-	started := x.elapsed()
 	returned := false
 	defer func() {
 		if returned {
 			return
 		}
 		// A panic or runtime.Goexit goes on from here: nothing recovers it.
-		x.event.Handler = x.elapsed() - started
+		x.event.Handler = x.lap()
 		rec.abandon()
 		x.event.Decision = DecisionPanicked
 		x.release(c)
 	}()
-	a.body.Reset(body)
+	a.body.unread = body
 	r := x.request(ctx, &a.body)
 	defer removeUploads(r)
 	x.next.ServeHTTP(rec, r)
 	returned = true
+	if a.body.end() {
+		x.readers--
+	}
 	a.steps.end()
-	x.event.Handler = x.elapsed() - started
+	x.event.Handler = x.lap()
 
 	if rec.silent() && ctx.Err() != nil {
 		cause := context.Cause(ctx)
@@ -623,13 +636,15 @@ func (x *exchange) outcome(rec *recorder) response {
 // A commit that takes long is under way more likely than lost, and to break it off would be
 // to break it off each time; the rest of the time is for finding out what became of it.
 func (x *exchange) complete(c Claim, outcome response, inTx bool) error {
-	started := x.elapsed()
-	defer func() { x.event.Complete = x.elapsed() - started }()
 	if x.memory != nil {
-		err := x.memory.complete(c, outcome.compact())
+		err := x.memory.complete(x.kept, c.Token, outcome.compact())
 		x.settled = true
+		if err != nil || x.tells(x.r.Context(), slog.LevelDebug) {
+			x.event.Complete = x.lap()
+		}
 		return err
 	}
+	defer func() { x.event.Complete = x.lap() }()
 	record := outcome.record()
 	record.OrgID, record.Key = c.OrgID, c.Key
 	patience := x.storeTimeout / 3
@@ -658,8 +673,7 @@ func (x *exchange) complete(c Claim, outcome response, inTx bool) error {
 // ends by itself when the lease lapses. It reports whether the attempt came to nothing
 // only because of others beside it, and may run again.
 func (x *exchange) release(c Claim) (again bool) {
-	started := x.elapsed()
-	defer func() { x.event.Complete = x.elapsed() - started }()
+	defer func() { x.event.Complete = x.lap() }()
 	if x.memory != nil {
 		x.releaseErr = x.memory.release(c)
 		x.settled = true

@@ -13,8 +13,6 @@ import (
 // the client stays, and claims the key again whenever it may have. It returns the
 // last answer and when that was asked for.
 func (x *exchange) await(req *ClaimRequest) (result ClaimResult, asked time.Time, err error) {
-	began := time.Now()
-	defer func() { x.event.Wait = time.Since(began) }()
 	ctx, cancel := context.WithTimeout(x.r.Context(), x.wait)
 	defer cancel()
 
