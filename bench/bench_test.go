@@ -3,6 +3,10 @@
 //
 //	make bench
 //
+// A benchmark's name says what is done (work), what calls the handler (server), and what stands in
+// front of the handler (impl). The command ratios compares all with the bare handler of their
+// server.
+//
 // Nothing here goes over HTTP: a request is a call of ServeHTTP with a reusable
 // ResponseWriter, and of fasthttp's handler for fiber. The store over PostgreSQL talks to
 // a real server with its default durability; its work is that of many callers at once, on
@@ -25,7 +29,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(pgtest.Tests{M: m})
+	goleak.VerifyTestMain(pgtest.Tests{M: m},
+		// Fiber's own storage ends neither of these.
+		goleak.IgnoreAnyFunction("github.com/gofiber/fiber/v2/internal/storage/memory.(*Storage).gc"),
+		goleak.IgnoreAnyFunction("github.com/gofiber/fiber/v2/utils.StartTimeStampUpdater.func1.1"),
+	)
 }
 
 // BenchmarkOneCaller is one request after the other.
@@ -42,7 +50,7 @@ func BenchmarkOneCaller(b *testing.B) {
 		{"replay-64k", large, func(*keys) string { return "key" }},
 	} {
 		for _, impl := range implementations {
-			b.Run("work="+work.name+"/impl="+impl.name, func(b *testing.B) {
+			b.Run("work="+work.name+impl.String(), func(b *testing.B) {
 				call, k := impl.new(b, work.size), newKeys()
 				send := func() {
 					if status := call(work.key(k)); status != http.StatusCreated {
@@ -87,7 +95,7 @@ func BenchmarkManyCallers(b *testing.B) {
 		{"postgres", require(storetest.NewStore(b, pool), handler)},
 	} {
 		run := func(work string, newKey func() func() string) {
-			b.Run("work="+work+"/impl="+impl.name, func(b *testing.B) {
+			b.Run("work="+work+"/server=nethttp/impl="+impl.name, func(b *testing.B) {
 				b.SetParallelism(8) // times GOMAXPROCS
 				b.ReportAllocs()
 				var failed atomic.Int64

@@ -17,19 +17,24 @@ import (
 
 // implementation is something that serves payments: add yours to implementations.
 type implementation struct {
-	name string
+	// server is what calls the handler. What it takes by itself is measured by its own "bare".
+	server string
+	name   string
 	// new returns a function that sends the service one request, with the key unless that is
 	// empty, and returns the status. The response has a body of the size. The function is
 	// used by one goroutine at a time, and should not allocate by itself.
 	new func(b *testing.B, size int) func(key string) (status int)
 }
 
-// implementations are what the benchmarks compare. The first is what all are measured by.
+// String is the implementation's part of a benchmark's name.
+func (i implementation) String() string { return "/server=" + i.server + "/impl=" + i.name }
+
+// implementations are what the benchmarks compare. Each is measured by the bare one of its server.
 var implementations = []implementation{
-	{"bare", newHTTP(func(h http.Handler) http.Handler { return h })},
-	{"memory", newMemory},
-	{"fiber-bare", newFiber(false)},
-	{"fiber", newFiber(true)},
+	{"nethttp", "bare", newHTTP(func(h http.Handler) http.Handler { return h })},
+	{"nethttp", "memory", newMemory},
+	{"fasthttp", "bare", newFiber(false)},
+	{"fasthttp", "fiber", newFiber(true)},
 }
 
 // newHTTP is a service of net/http's behind middleware.

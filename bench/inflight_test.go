@@ -35,7 +35,7 @@ func BenchmarkInFlight(b *testing.B) {
 			return require(&struct{ *idempotency.MemoryStore }{idempotency.NewMemoryStore()}, h)
 		}},
 	} {
-		b.Run("work=in-flight/impl="+impl.name, func(b *testing.B) {
+		b.Run("work=in-flight/server=nethttp/impl="+impl.name, func(b *testing.B) {
 			var memory, goroutines float64
 			for b.Loop() {
 				release = make(chan struct{})

@@ -24,7 +24,7 @@ func BenchmarkOneCallerOverPostgres(b *testing.B) {
 		{"first-alone", (*keys).new},
 		{"replay-alone", func(*keys) string { return "key" }},
 	} {
-		b.Run("work="+work.name+"/impl=postgres", func(b *testing.B) {
+		b.Run("work="+work.name+"/server=nethttp/impl=postgres", func(b *testing.B) {
 			c, k, prefix := newCaller(org), newKeys(), uuid.NewString()
 			send := func() {
 				if status := c.call(h, prefix+work.key(k)); status != http.StatusCreated {
