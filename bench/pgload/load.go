@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -41,9 +42,15 @@ func (c *client) dial(ctx context.Context, address string) error {
 
 func (c *client) close() { _ = c.conn.Close() }
 
-// do sends one request and reads its response to the end. It returns the status and
-// whether the response was a replay.
-func (c *client) do(path string, org uuid.UUID, key string) (status int, replayed bool, err error) {
+// response is what a client makes of one.
+type response struct {
+	status   int
+	replayed bool
+	inFlight bool // refused, because another try of the key is under way
+}
+
+// do sends one request and reads its response to the end.
+func (c *client) do(path string, org uuid.UUID, key string) (response, error) {
 	b := append(append(c.buffer[:0], "POST "...), path...)
 	b = append(b, " HTTP/1.1\r\nHost: pgload\r\nContent-Type: application/json\r\n"...)
 	if org != uuid.Nil {
@@ -61,27 +68,27 @@ func (c *client) do(path string, org uuid.UUID, key string) (status int, replaye
 	b = append(b, "\r\n\r\n"+requestBody...)
 	c.buffer = b
 	if _, err := c.conn.Write(b); err != nil {
-		return 0, false, err
+		return response{}, err
 	}
 	return c.read()
 }
 
-func (c *client) read() (status int, replayed bool, err error) {
+func (c *client) read() (r response, err error) {
 	line, err := c.reader.ReadSlice('\n')
 	if err != nil {
-		return 0, false, err
+		return r, err
 	}
 	if len(line) < len("HTTP/1.1 200") {
-		return 0, false, fmt.Errorf("status line %q", line)
+		return r, fmt.Errorf("status line %q", line)
 	}
-	if status, err = strconv.Atoi(string(line[9:12])); err != nil {
-		return 0, false, fmt.Errorf("status line %q", line)
+	if r.status, err = strconv.Atoi(string(line[9:12])); err != nil {
+		return r, fmt.Errorf("status line %q", line)
 	}
 	length := -1
 	for {
 		line, err := c.reader.ReadSlice('\n')
 		if err != nil {
-			return 0, false, err
+			return r, err
 		}
 		line = bytes.TrimRight(line, "\r\n")
 		if len(line) == 0 {
@@ -91,35 +98,41 @@ func (c *client) read() (status int, replayed bool, err error) {
 		switch string(name) {
 		case "Content-Length":
 			if length, err = strconv.Atoi(string(value)); err != nil {
-				return 0, false, err
+				return r, err
 			}
 		case "Idempotency-Replayed":
-			replayed = true
+			r.replayed = true
 		}
 	}
-	if length < 0 {
-		return c.readChunks(status, replayed)
+	switch {
+	case length < 0:
+		return r, c.skipChunks()
+	case r.status == http.StatusConflict:
+		body := make([]byte, length)
+		_, err = io.ReadFull(c.reader, body)
+		r.inFlight = bytes.Contains(body, []byte(`"code":"in_flight"`))
+	default:
+		_, err = c.reader.Discard(length)
 	}
-	_, err = c.reader.Discard(length)
-	return status, replayed, err
+	return r, err
 }
 
-// readChunks reads a response without a Content-Length.
-func (c *client) readChunks(status int, replayed bool) (int, bool, error) {
+// skipChunks reads the body of a response without a Content-Length.
+func (c *client) skipChunks() error {
 	for {
 		line, err := c.reader.ReadSlice('\n')
 		if err != nil {
-			return 0, false, err
+			return err
 		}
 		n, err := strconv.ParseInt(string(bytes.TrimRight(line, "\r\n")), 16, 64)
 		if err != nil {
-			return 0, false, err
+			return err
 		}
 		if _, err := io.CopyN(io.Discard, c.reader, n+2); err != nil {
-			return 0, false, err
+			return err
 		}
 		if n == 0 {
-			return status, replayed, nil
+			return nil
 		}
 	}
 }
@@ -139,22 +152,22 @@ func load(ctx context.Context, b *bench, w work) (result, error) {
 	}
 	var (
 		failure atomic.Pointer[error]
-		all     [][]time.Duration
-		first   atomic.Int64 // responses that were not replays
+		all     tally
 		mu      sync.Mutex
 		wg      sync.WaitGroup
 	)
-	run := uuid.NewString()[:8]
+	run, clients := uuid.NewString()[:8], cmp.Or(w.clients, b.clients)
+	tries := newStorm(run+"-", clients)
 	started := time.Now()
-	for n := range cmp.Or(w.clients, b.clients) {
+	for n := range clients {
 		wg.Go(func() {
-			latencies, err := b.loadOne(ctx, w, path, started, fmt.Sprintf("%s-%d-", run, n), &first)
+			seen, err := b.loadOne(ctx, w, path, started, fmt.Sprintf("%s-%d-", run, n), tries)
 			if err != nil {
 				failure.CompareAndSwap(nil, &err)
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			all = append(all, latencies)
+			all.add(seen)
 		})
 	}
 	wg.Wait()
@@ -166,32 +179,44 @@ func load(ctx context.Context, b *bench, w work) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	var latencies []time.Duration
-	for _, l := range all {
-		latencies = append(latencies, l...)
-	}
-	res := before.to(after, len(latencies))
-	res.rate = float64(len(latencies)) / took.Seconds()
-	res.handlers = float64(first.Load()) / float64(max(len(latencies), 1))
-	res.p50, res.p99 = quantiles(latencies)
+	// What a refusal costs is part of what the requests do that are served.
+	served := len(all.latencies) - all.refused
+	res := before.to(after, served)
+	res.rate = float64(served) / took.Seconds()
+	res.handlers = float64(all.ran) / float64(max(served, 1))
+	res.refused = float64(all.refused) / float64(max(served, 1))
+	res.p50, res.p99 = quantiles(all.latencies)
 	return res, nil
+}
+
+// tally is what clients have seen.
+type tally struct {
+	latencies []time.Duration // of all responses
+	ran       int             // responses that were the handler's own
+	refused   int             // responses that said that another try of the key is in flight
+}
+
+func (t *tally) add(o tally) {
+	t.latencies = append(t.latencies, o.latencies...)
+	t.ran += o.ran
+	t.refused += o.refused
 }
 
 // loadOne is one client. Its answers must be what the work is about: a first request
 // that is a replay, or a replay that is not, ends the measurement.
-func (b *bench) loadOne(ctx context.Context, w work, path string, started time.Time, prefix string, first *atomic.Int64) (latencies []time.Duration, err error) {
+func (b *bench) loadOne(ctx context.Context, w work, path string, started time.Time, prefix string, tries *storm) (seen tally, err error) {
 	var c client
 	if err := c.dial(ctx, b.address); err != nil {
-		return nil, err
+		return seen, err
 	}
 	defer c.close()
 	random := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
-	storm := newStorm(random, prefix)
 	for i := 0; time.Since(started) < b.duration && ctx.Err() == nil; i++ {
 		var org uuid.UUID
 		if w.tenants > 0 {
 			org = b.orgs[random.IntN(w.tenants)]
 		}
+		var op *operation
 		key := ""
 		switch w.keys {
 		case noKey:
@@ -202,48 +227,35 @@ func (b *bench) loadOne(ctx context.Context, w work, path string, started time.T
 		case oneKey:
 			key = prefilledKey(w, 0)
 		case threeOf:
-			key = storm.next()
+			op = tries.next()
+			key = op.key
 		}
 		asked := time.Now()
-		status, replayed, err := c.do(path, org, key)
-		latencies = append(latencies, time.Since(asked))
-		switch wantReplay := w.keys == manyKeys || w.keys == oneKey; {
-		case err != nil:
-			return latencies, err
-		case status != 201:
-			return latencies, fmt.Errorf("status %d", status)
-		case w.keys != threeOf && replayed != wantReplay:
-			return latencies, fmt.Errorf("key %q: replayed %t", key, replayed)
+		resp, err := c.do(path, org, key)
+		if err != nil {
+			return seen, err
 		}
-		if !replayed {
-			first.Add(1)
+		seen.latencies = append(seen.latencies, time.Since(asked))
+		wantReplay := w.keys == manyKeys || w.keys == oneKey
+		switch {
+		case op != nil && resp.inFlight:
+			tries.refused(op)
+			seen.refused++
+			continue
+		case resp.status != http.StatusCreated:
+			return seen, fmt.Errorf("key %q: status %d", key, resp.status)
+		case op != nil:
+			if err := tries.answered(op, resp.replayed); err != nil {
+				return seen, err
+			}
+		case resp.replayed != wantReplay:
+			return seen, fmt.Errorf("key %q: replayed %t", key, resp.replayed)
+		}
+		if !resp.replayed {
+			seen.ran++
 		}
 	}
-	return latencies, ctx.Err()
-}
-
-// storm hands out each key three times, out of order.
-type storm struct {
-	random  *rand.Rand
-	prefix  string
-	made    int
-	pending []string
-}
-
-func newStorm(random *rand.Rand, prefix string) *storm { return &storm{random: random, prefix: prefix} }
-
-func (s *storm) next() string {
-	const window = 48 // tries in waiting, of 16 keys
-	for len(s.pending) < window {
-		s.made++
-		key := s.prefix + strconv.Itoa(s.made)
-		s.pending = append(s.pending, key, key, key)
-	}
-	i, last := s.random.IntN(len(s.pending)), len(s.pending)-1
-	key := s.pending[i]
-	s.pending[i] = s.pending[last]
-	s.pending = s.pending[:last]
-	return key
+	return seen, ctx.Err()
 }
 
 func prefilledKey(w work, n int) string {
@@ -271,7 +283,7 @@ func (b *bench) prefill(ctx context.Context, w work, path string) error {
 				defer c.close()
 			}
 			for n := int(next.Add(1)) - 1; n < prefilled && err == nil; n = int(next.Add(1)) - 1 {
-				_, _, err = c.do(path, b.orgs[0], prefilledKey(w, n))
+				_, err = c.do(path, b.orgs[0], prefilledKey(w, n))
 			}
 			if err != nil {
 				failure.CompareAndSwap(nil, &err)

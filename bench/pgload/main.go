@@ -3,12 +3,17 @@
 // default durability. Beside each work, in the same run, pgbench does the least possible
 // work for the same guarantee on the same server over as many connections:
 //
-//	go run ./pgload                         # in the folder bench; about five minutes
+//	go run ./pgload                         # in the folder bench; about seven minutes
 //	go run ./pgload -work first,replay -duration 2s -rounds 1
 //
 // Client, service and database share one machine, so figures are worth something only
-// as ratios within one run. What is printed are medians over the rounds, which take turns
-// among the works.
+// as ratios within one run. What is printed are medians over an odd number of rounds, in
+// each of which every work has its turn; a ratio is that of two medians of requests/s.
+//
+// Requests/s, and all that is given for one request, are of requests that were served. Tries
+// of a retry storm that were refused because another try of their key was in flight are sent
+// again, and counted by themselves: 409s, for each request served. The latencies, p50 and p99,
+// are of all responses, refusals among them.
 package main
 
 import (
@@ -63,7 +68,7 @@ func parse(args []string) (settings, error) {
 	var s settings
 	flags := flag.NewFlagSet("pgload", flag.ExitOnError)
 	flags.DurationVar(&s.duration, "duration", 5*time.Second, "how long each measurement takes")
-	flags.IntVar(&s.rounds, "rounds", 3, "how often each work is measured")
+	flags.IntVar(&s.rounds, "rounds", 3, "how often each work is measured: an odd number")
 	flags.IntVar(&s.clients, "clients", 16, "keep-alive clients, each with one request at a time")
 	flags.IntVar(&s.conns, "conns", 16, "connections to the database, of the service and of pgbench")
 	flags.IntVar(&s.few, "few", 2, "pgstore.WithCoalescing of the works with few transactions at once")
@@ -73,6 +78,9 @@ func parse(args []string) (settings, error) {
 	_ = flags.Parse(args) // ends the program instead
 	if s.duration < 100*time.Millisecond || s.rounds < 1 || s.clients < 1 || s.conns < 1 || s.few < 1 || flags.NArg() > 0 {
 		return s, errors.New("give a duration of 100ms or more, rounds, clients, conns and few of 1 or more, and no other arguments")
+	}
+	if s.rounds%2 == 0 {
+		return s, fmt.Errorf("%d rounds: give an odd number, so that the median of a figure is one that was measured", s.rounds)
 	}
 	if *names == "" {
 		s.works = works

@@ -17,14 +17,15 @@ import (
 
 // result is what one measurement saw.
 type result struct {
-	rate     float64 // requests a second
+	rate     float64 // requests served a second
 	p50, p99 time.Duration
 
-	// Of one request:
+	// Of one request that was served:
 	serviceCPU, databaseCPU time.Duration
 	commits, wal, updates   float64
 
 	handlers float64 // runs of the handler
+	refused  float64 // tries that were refused because another one of the key was in flight
 }
 
 // look is a reading of all that is counted.
@@ -168,7 +169,8 @@ func quantiles(latencies []time.Duration) (p50, p99 time.Duration) {
 	return latencies[len(latencies)/2], latencies[len(latencies)*99/100]
 }
 
-// median returns the result whose every figure is the median of that figure.
+// median returns the result whose every figure is the median of that figure, over an odd number of
+// results.
 func median(results []result) result {
 	pick := func(figure func(result) float64) float64 {
 		all := make([]float64, len(results))
@@ -176,7 +178,7 @@ func median(results []result) result {
 			all[i] = figure(r)
 		}
 		slices.Sort(all)
-		return (all[(len(all)-1)/2] + all[len(all)/2]) / 2
+		return all[len(all)/2]
 	}
 	duration := func(figure func(result) time.Duration) time.Duration {
 		return time.Duration(pick(func(r result) float64 { return float64(figure(r)) }))
@@ -191,5 +193,6 @@ func median(results []result) result {
 		wal:         pick(func(r result) float64 { return r.wal }),
 		updates:     pick(func(r result) float64 { return r.updates }),
 		handlers:    pick(func(r result) float64 { return r.handlers }),
+		refused:     pick(func(r result) float64 { return r.refused }),
 	}
 }

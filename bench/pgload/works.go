@@ -10,7 +10,7 @@ type work struct {
 
 	script string // of pgbench, or empty
 
-	mode    string // of the service: bare, lease, few, apart or tx
+	mode    string // of the service: bare, lease, few, apart, relaxed or tx
 	keys    keys
 	large   bool // responses of 64 KiB
 	tenants int
@@ -25,7 +25,7 @@ const (
 	newKey        // each request has its own
 	manyKeys      // one of the prefilled, at random
 	oneKey        // one prefilled key for all
-	threeOf       // each is sent three times, out of order
+	threeOf       // each is sent three times, out of order, by any of the clients
 )
 
 // works are all that is measured, in the order of the report.
@@ -39,7 +39,7 @@ var works = []work{
 	{name: "first-100", what: "the same, of 100 tenants", base: "pgbench-pair", mode: "lease", keys: newKey, tenants: 100},
 	{name: "first-1000", what: "the same, of 1,000 tenants", base: "pgbench-pair", mode: "lease", keys: newKey, tenants: 1000},
 	{name: "first-relaxed", what: "the same, of one, with relaxed claims", base: "pgbench-pair", mode: "relaxed", keys: newKey, tenants: 1},
-	{name: "storm", what: "retry storm: each request three times, out of order", base: "pgbench-pair", mode: "lease", keys: threeOf, tenants: 1},
+	{name: "storm", what: "retry storm: each request three times, out of order, two at once as well", base: "pgbench-pair", mode: "lease", keys: threeOf, tenants: 1},
 
 	{name: "first-apart", what: "first request, each by itself", base: "pgbench-pair", mode: "apart", keys: newKey, tenants: 1},
 	{name: "first-256-apart", what: "first request, 256 clients, each by itself", base: "pgbench-pair", mode: "apart", keys: newKey, tenants: 1, clients: 256},
