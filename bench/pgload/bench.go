@@ -114,7 +114,7 @@ func (b *bench) prepare(ctx context.Context, server *pgtest.Server) error {
 		b.orgs, schemas = append(b.orgs, org), append(schemas, schema)
 	}
 	fmt.Fprintf(os.Stderr, "migrating %d tenants\n", count)
-	if err := migrations.Up(ctx, url, schemas...); err != nil {
+	if _, err := migrations.All(ctx, url, migrations.Schemas(schemas...)); err != nil {
 		return err
 	}
 	_, err = b.conn.Exec(ctx, "CREATE TABLE "+schemas[0].Quoted()+".payments (LIKE payments INCLUDING ALL)")
