@@ -379,6 +379,37 @@ func TestAllWaitsForNoTenant(t *testing.T) {
 	intact(t, pool, schemas, latest+1, migrations.WithFS(upTo(t, latest, another)))
 }
 
+// TestTenantsDoNotWaitForEachOther, whatever order the planner looks at the catalog in: here
+// it reads the constraints of all tenants, one of which has its tables locked as by a migration
+// of its own.
+func TestTenantsDoNotWaitForEachOther(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	schemas := tenants(t, 3)
+	locked, behind := schemas[0], schemas[1]
+	all(t, pool, []tenancy.Schema{locked})
+	all(t, pool, []tenancy.Schema{behind}, migrations.WithFS(upTo(t, latest-1)))
+	database := pgx.Identifier{pool.Config().ConnConfig.Database}.Sanitize()
+	for _, way := range []string{"enable_nestloop", "enable_indexscan", "enable_indexonlyscan", "enable_bitmapscan"} {
+		run(t, pool, `ALTER DATABASE `+database+` SET `+way+` = off`)
+	}
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.Background())
+	for _, table := range migrations.Tables() {
+		if _, err := tx.Exec(t.Context(), `LOCK TABLE `+locked.Quoted()+`.`+table); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want(t, all(t, pool, schemas[1:], migrations.WithTries(1, time.Millisecond)), migrations.Report{Total: 2, Migrated: 1, Created: 1})
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	intact(t, pool, schemas, latest)
+}
+
 func TestAllGivesABusyTenantUp(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.NewPool(t)

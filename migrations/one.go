@@ -200,13 +200,15 @@ func (*runner) commit(ctx context.Context, conn *pgx.Conn, target Target, sql st
 		_, err := send(ctx, conn, sql+"COMMIT")
 		return err
 	}
-	found, err := send(ctx, conn, sql+notPinned(target))
+	found, err := send(ctx, conn, sql+pinned(target))
 	if err != nil {
 		return err
 	}
 	var loose []string
 	for _, row := range found[len(found)-1] {
-		loose = append(loose, row[0])
+		if row[1] != "t" {
+			loose = append(loose, row[0])
+		}
 	}
 	if len(loose) > 0 {
 		return fmt.Errorf("%w: %s would not refuse rows of others than org %s: drop the schema if it holds nothing, so that it is made as a whole; else run the migration by goose, and add the constraints idempotency_..._tenant_check by hand",
@@ -216,21 +218,24 @@ func (*runner) commit(ctx context.Context, conn *pgx.Conn, target Target, sql st
 	return err
 }
 
-// notPinned asks for the tables of the library that take rows of others than the target's
-// tenant.
-func notPinned(target Target) string {
+// pinned asks of the tables of the library in the target's schema whether they refuse rows of
+// others than its tenant.
+//
+// pg_get_constraintdef takes a lock on the table of the constraint, so it stands where it is
+// called for the tables of this schema alone. In a condition on pg_constraint the planner may
+// call it first, for the constraints of all tenants: this one would wait for whoever else is
+// migrated, with its own tables locked, and the two for each other.
+func pinned(target Target) string {
 	return fmt.Sprintf(`
-SELECT c.relname
+SELECT c.relname, ('CHECK ((org_id = ''%s''::uuid))' = ANY (ARRAY(
+    SELECT pg_catalog.pg_get_constraintdef(k.oid) FROM pg_catalog.pg_constraint AS k
+    WHERE k.conrelid = c.oid AND k.contype = 'c' AND k.convalidated
+))) IS TRUE
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'org_id' AND NOT a.attisdropped
 WHERE c.relnamespace = (SELECT n.oid FROM pg_catalog.pg_namespace AS n WHERE n.nspname = '%s')
     AND c.relkind = 'r' AND c.relname = ANY ('{%s}'::pg_catalog.name[])
-    AND NOT EXISTS (
-        SELECT FROM pg_catalog.pg_constraint AS k
-        WHERE k.conrelid = c.oid AND k.contype = 'c' AND k.convalidated
-            AND pg_catalog.pg_get_constraintdef(k.oid) = 'CHECK ((org_id = ''%s''::uuid))'
-    )
-ORDER BY c.relname`, target.Schema, strings.Join(tables, ","), target.OrgID)
+ORDER BY c.relname`, target.OrgID, target.Schema, strings.Join(tables, ","))
 }
 
 func (r *runner) leave(ctx context.Context, conn *pgx.Conn) error {
