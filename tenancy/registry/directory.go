@@ -41,18 +41,14 @@ func (r *Registry) Schema(ctx context.Context, orgID uuid.UUID) (tenancy.Schema,
 // the tenant was not known well enough, or ctx ended first.
 func (r *Registry) Place(ctx context.Context, orgID uuid.UUID) (tenancy.Placement, error) {
 	now := r.now()
-	e := r.known.get(orgID)
-	if e == nil {
-		e = r.unknown.get(orgID)
-	}
-	if e != nil {
+	if e := r.cached(orgID); e != nil {
 		life := r.lifeOf(e) // before r.freshFrom, see hears
 		if age := now - e.read; age < life && e.read >= r.freshFrom.Load() {
 			if !e.used.Load() {
 				e.used.Store(true)
 			}
 			if age > life/2 && e.err == nil && e.asking.CompareAndSwap(false, true) {
-				r.ask(orgID, false) // in time, so that no request of a busy tenant has to wait for it
+				r.renew(orgID) // in time, so that no request of a busy tenant has to wait for it
 			}
 			return e.placement, e.err
 		}
@@ -64,27 +60,19 @@ func (r *Registry) Place(ctx context.Context, orgID uuid.UUID) (tenancy.Placemen
 // database, once in a second at most for each. While that cannot be asked it returns an
 // error, and not what was known, which is wrong.
 func (r *Registry) Refresh(ctx context.Context, orgID uuid.UUID) (tenancy.Placement, error) {
-	r.mu.Lock()
-	e := r.known.get(orgID)
-	if e == nil {
-		e = r.unknown.get(orgID)
-	}
-	if e != nil && e.anew && r.now()-e.read < int64(refreshPause) && e.read >= r.freshFrom.Load() {
-		r.mu.Unlock()
-		return e.placement, e.err
-	}
-	r.known.drop(orgID)
-	r.unknown.drop(orgID)
-	r.mu.Unlock()
 	return r.find(ctx, orgID, true)
 }
 
-// find asks the database. While it cannot be asked, what was known is the answer.
+// find asks the database, unless others have had the answer from it meanwhile. While it cannot
+// be asked, what was known is the answer.
 func (r *Registry) find(ctx context.Context, orgID uuid.UUID, anew bool) (tenancy.Placement, error) {
 	if orgID == uuid.Nil {
 		return tenancy.Placement{}, fmt.Errorf("%w: org_id is the nil UUID", tenancy.ErrUnknownTenant)
 	}
-	l := r.ask(orgID, anew)
+	e, l := r.askUnlessCached(orgID, anew)
+	if e != nil {
+		return e.placement, e.err
+	}
 	if r.failing() {
 		if e := r.outdated(orgID); e != nil {
 			return e.placement, e.err
@@ -102,6 +90,48 @@ func (r *Registry) find(ctx context.Context, orgID uuid.UUID, anew bool) (tenanc
 		return e.placement, e.err
 	}
 	return tenancy.Placement{}, l.err
+}
+
+// askUnlessCached returns the entry that is the answer, or else the lookup of the org_id. Who
+// has found none may come here when others have had it looked up, so it is looked for again
+// where nobody's lookup can end in between. Who asks anew does not get what was read for others,
+// and has it forgotten.
+func (r *Registry) askUnlessCached(orgID uuid.UUID, anew bool) (*entry, *lookup) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e := r.cached(orgID); e != nil && r.answers(e, anew) {
+		e.used.Store(true)
+		return e, nil
+	}
+	if anew {
+		r.known.drop(orgID)
+		r.unknown.drop(orgID)
+	}
+	return nil, r.ask(orgID, anew)
+}
+
+// renew has an org_id looked up again, for which nobody waits.
+func (r *Registry) renew(orgID uuid.UUID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ask(orgID, false)
+}
+
+// answers reports whether an entry is the answer to who asks now, or asks anew.
+func (r *Registry) answers(e *entry, anew bool) bool {
+	life := r.lifeOf(e) // before r.freshFrom, see hears
+	if anew {
+		life = int64(refreshPause)
+	}
+	return (e.anew || !anew) && r.now()-e.read < life && e.read >= r.freshFrom.Load()
+}
+
+// cached returns what was read of an org_id, or nil.
+func (r *Registry) cached(orgID uuid.UUID) *entry {
+	if e := r.known.get(orgID); e != nil {
+		return e
+	}
+	return r.unknown.get(orgID)
 }
 
 // failing reports whether the database could not be asked lately. Where that was some time

@@ -175,6 +175,29 @@ func TestNoQueryPerRequest(t *testing.T) {
 	}
 }
 
+// TestLateMissIsNoQuery: who finds a tenant not cached, and comes to ask for it only when others
+// have had it looked up, gets what they got.
+func TestLateMissIsNoQuery(t *testing.T) {
+	t.Parallel()
+	pool, counted := traced(t, newPool(t))
+	r := newDeafRegistry(t, pool)
+	tenants := []registry.Tenant{add(t, r, registry.Active), add(t, r, registry.Suspended)}
+	isPlaced(t, r, tenants[0])
+	listens(t, r)
+	for _, tenant := range tenants {
+		want, wantErr := r.Place(t.Context(), tenant.OrgID)
+		before := counted.n.Load()
+		for range 3 {
+			if place, err := r.PlaceLate(t.Context(), tenant.OrgID); place != want || !errors.Is(err, wantErr) {
+				t.Errorf("%+v, %v; want %+v, %v", place, err, want, wantErr)
+			}
+		}
+		if n := counted.n.Load() - before; n != 0 {
+			t.Errorf("%s: %d queries for what others had looked up", tenant.State, n)
+		}
+	}
+}
+
 // TestMissesOfOneOrgAreOneQuery, which is nobody's: who leaves leaves alone.
 func TestMissesOfOneOrgAreOneQuery(t *testing.T) {
 	t.Parallel()

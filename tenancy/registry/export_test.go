@@ -1,6 +1,13 @@
 package registry
 
-import "time"
+import (
+	"context"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/pgidem/pgidem/tenancy"
+)
 
 // WithPulse sets after how long a silent connection is asked for a sign of life.
 func WithPulse(d time.Duration) Option {
@@ -10,6 +17,11 @@ func WithPulse(d time.Duration) Option {
 // WithLookupTimeout sets how long a lookup may take.
 func WithLookupTimeout(d time.Duration) Option {
 	return func(r *Registry) error { r.timeout = d; return nil }
+}
+
+// PlaceLate is Place for who has found nothing cached, some time ago.
+func (r *Registry) PlaceLate(ctx context.Context, orgID uuid.UUID) (tenancy.Placement, error) {
+	return r.find(ctx, orgID, false)
 }
 
 // Cached returns how many tenants are cached, and how many org_ids as unknown.

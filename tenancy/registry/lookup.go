@@ -37,10 +37,8 @@ type lookup struct {
 // One query is under way at a time, and the next is for all org_ids that are wanted
 // meanwhile. So the database is never asked by more than one connection, whoever sends how
 // many org_ids. Who asks anew does not get what a query reads that was sent before, unless that
-// was for somebody who asked anew as well.
+// was for somebody who asked anew as well. The caller holds the lock.
 func (r *Registry) ask(orgID uuid.UUID, anew bool) *lookup {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	l := r.lookups[orgID]
 	if l != nil && anew && !l.anew && r.detach(l) {
 		l = nil
