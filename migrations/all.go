@@ -38,7 +38,7 @@ type Progress struct {
 	Done    int // of these, those that have ended, the following two among them
 	Failed  int
 	Skipped int // nothing to do: up to date, or newer than this program
-	Waiting int // not ended: found busy, and to be tried again
+	Waiting int // not ended: found busy, or being moved, and to be tried again
 	Elapsed time.Duration
 	// Rate is how many tenants have been made, migrated or have failed for each second since
 	// the work on them began. Those skipped cost next to nothing and are not in it.

@@ -27,7 +27,8 @@
 // for a lock for 1.5 seconds at most (WithLockTimeout), because all later requests for that
 // table wait behind it. Then the tenant is put back and tried again later, up to ten times
 // ([WithTries]). So is one that another run has in its hands: two runs share the work, by
-// advisory locks that belong to transactions and that Up takes, too. A run sets nothing on
+// advisory locks that belong to transactions and that Up takes, too. And so is one that is on its
+// way to another cluster ([ErrMoving]), since its move may yet come to nothing. A run sets nothing on
 // its connections that outlives a transaction. One that gets fewer connections than it has
 // workers makes do with those; one that is stopped returns when the server has ended what it was
 // doing.

@@ -21,13 +21,18 @@ var (
 	// the tenant was dropped in between, and its schema is not made anew.
 	ErrAbsent = errors.New("the schema is missing or empty")
 
-	// ErrMoved is in the error of a tenant that is not in this database any more, or about to
-	// leave it: package move has taken it to another cluster, which the error names, and has
-	// left a schema of its name that holds nothing. Migrate it there: the registry says where
-	// it is. Where no registry knows it any more, and no schema beside it has a name of moving_
-	// and the org_id, which would have its data, drop that schema by hand, to make a new tenant
-	// of the name.
+	// ErrMoved is in the error of a tenant that is not in this database any more: package move has
+	// taken it to another cluster, which the error names, and has left a schema of its name that
+	// holds nothing. Migrate it there: the registry says where it is. Where no registry knows it
+	// any more, drop that schema by hand, to make a new tenant of the name.
 	ErrMoved = errors.New("the tenant was moved")
+
+	// ErrMoving is in the error of a tenant that is on its way to another cluster, or has come
+	// there and left something behind, each time that it was tried: beside the empty schema of its
+	// name there is its fenced one, of a name of moving_ and the org_id. Run again after the move,
+	// which may end with the tenant here or there; one that was cut off is to be finished or
+	// cancelled first. Nothing is wrong with the tenant.
+	ErrMoving = errors.New("the tenant is being moved")
 
 	// ErrNotPinned is in the error of a tenant with a Target.OrgID that a migration would leave
 	// with tables that take rows of other tenants as well, and was rolled back for.
@@ -38,13 +43,18 @@ var (
 )
 
 // ifMoved returns the error of a schema with that comment, if it is one that a move has left.
-func ifMoved(schema tenancy.Schema, comment string) error {
+// Fenced tells whether what was in it is still beside it.
+func ifMoved(schema tenancy.Schema, comment string, fenced bool) error {
 	tombstone, ok := moved.Parse(comment)
-	if !ok {
+	switch {
+	case !ok:
 		return nil
+	case fenced:
+		return fmt.Errorf("%w: org %s is on its way to cluster %q, or has come there, and schema %s is still here: run again after the move; if none is under way, move it there again, which finishes that, or cancel",
+			ErrMoving, tombstone.OrgID, tombstone.Cluster, moved.Fence(tombstone.OrgID))
 	}
-	return fmt.Errorf("%w: org %s went to cluster %q, or is on its way, and is to be migrated there: ask the registry where it is; if no registry knows it and there is no schema %s here, drop the schema %s by hand",
-		ErrMoved, tombstone.OrgID, tombstone.Cluster, moved.Fence(tombstone.OrgID), schema)
+	return fmt.Errorf("%w: org %s went to cluster %q, and is to be migrated there: ask the registry where it is; if no registry knows it, drop the schema %s by hand",
+		ErrMoved, tombstone.OrgID, tombstone.Cluster, schema)
 }
 
 // errHeld is how a worker finds a schema that another run has in its hands.
@@ -64,7 +74,7 @@ func lost(err error) bool {
 // passing reports whether an error may be gone when the tenant is tried again.
 func passing(err error) bool {
 	var pgErr *pgconn.PgError
-	if errors.Is(err, errHeld) || lost(err) {
+	if errors.Is(err, errHeld) || errors.Is(err, ErrMoving) || lost(err) {
 		return true
 	}
 	if !errors.As(err, &pgErr) {

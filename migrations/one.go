@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgidem/pgidem/internal/moved"
 )
 
 // Outcome says what became of a tenant in a run.
@@ -37,7 +39,7 @@ type Result struct {
 	From, To int64
 	// Err is set if Outcome is Failed. It wraps a *pgconn.PgError where the server said it.
 	Err error
-	// Tries is how often the tenant was tried; more than once if it was busy. It is 0 if one
+	// Tries is how often the tenant was tried; more than once if it was busy or being moved. It is 0 if one
 	// of the queries that look at many schemas told that there was nothing to do.
 	Tries int
 	// Duration is the time that the tries took, without the pauses between them.
@@ -52,7 +54,7 @@ func (r Result) SQLState() string { return sqlState(r.Err) }
 // One makes or migrates one tenant's schema over a connection of the caller's, as [All] does:
 // it is for whoever signs a tenant up. Everything it sets on the connection ends with its
 // transactions, so the connection may be one of a pool; one with a transaction open is refused.
-// It tries a busy tenant again after a pause. The error is that of the Result, naming the
+// It tries a tenant again, after a pause, that is busy or being moved. The error is that of the Result, naming the
 // schema.
 func One(ctx context.Context, conn *pgx.Conn, target Target, opts ...Option) (Result, error) {
 	c, err := newConfig(opts)
@@ -106,11 +108,12 @@ func (c config) wait(tries int) time.Duration {
 
 // again reports whether a tenant is to be tried again after err. If not, it has failed.
 func (r *runner) again(result *Result, err error) bool {
-	if passing(err) {
+	moving := errors.Is(err, ErrMoving)
+	if passing(err) && !(moving && r.dryRun) {
 		if result.Tries < r.tries {
 			return true
 		}
-		if !lost(err) {
+		if !lost(err) && !moving {
 			err = fmt.Errorf("%w: %d tries came to nothing, run again when it is less so: %w", ErrBusy, result.Tries, err)
 		}
 	}
@@ -140,11 +143,16 @@ func (r *runner) advance(ctx context.Context, conn *pgx.Conn, result *Result) (d
 		}
 	}()
 	now, err := r.enter(ctx, conn, result.Target)
+	if code := sqlState(err); code == "42703" || code == "42P01" { // undefined_column, undefined_table
+		// What was a table of versions a moment ago may be gone by now, or a tombstone's view.
+		abandon(ctx, conn)
+		now, err = r.enter(ctx, conn, result.Target)
+	}
 	if err != nil {
 		return false, err
 	}
 	if !now.table {
-		if err := ifMoved(result.Schema, now.comment); err != nil {
+		if err := ifMoved(result.Schema, now.comment, now.fenced); err != nil {
 			return false, err
 		}
 		if r.existingOnly || r.existingSchema && !now.exists || result.before.table || result.before.exists && !now.exists {
@@ -260,7 +268,7 @@ func (r *runner) enter(ctx context.Context, conn *pgx.Conn, target Target) (stat
 		SET LOCAL lock_timeout = %d;
 		SET LOCAL statement_timeout = %d;
 		SELECT %s;
-		SELECT n.oid IS NOT NULL, c.oid IS NOT NULL, coalesce(pg_catalog.obj_description(n.oid, 'pg_namespace'), '')
+		SELECT n.oid IS NOT NULL, c.oid IS NOT NULL, `+moved.Columns+`
 		FROM (VALUES ('%s'::name)) AS v (name)
 		LEFT JOIN pg_catalog.pg_namespace AS n ON n.nspname = v.name
 		LEFT JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = '%s' AND c.relkind = 'r'`,
@@ -271,7 +279,7 @@ func (r *runner) enter(ctx context.Context, conn *pgx.Conn, target Target) (stat
 	if tables[4][0][0] != "t" {
 		return state{}, errHeld
 	}
-	now := state{exists: tables[5][0][0] == "t", table: tables[5][0][1] == "t", comment: tables[5][0][2]}
+	now := state{exists: tables[5][0][0] == "t", table: tables[5][0][1] == "t", comment: tables[5][0][2], fenced: tables[5][0][3] == "t"}
 	if !now.table {
 		return now, nil
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/pressly/goose/v3/database"
 	"github.com/pressly/goose/v3/lock"
 
+	"github.com/pgidem/pgidem/internal/moved"
 	"github.com/pgidem/pgidem/tenancy"
 )
 
@@ -65,7 +66,7 @@ const lockWaitSeconds = 300
 // Each migration is a transaction, so one that fails leaves nothing behind. A
 // schema that fails does not keep the others from being migrated; the errors are
 // joined and each names its schema. Up stops when ctx ends. The error of a tenant that was
-// moved to another cluster wraps [ErrMoved].
+// moved to another cluster wraps [ErrMoved], and that of one that is on its way [ErrMoving].
 func Up(ctx context.Context, databaseURL string, schemas ...tenancy.Schema) error {
 	if len(schemas) == 0 {
 		return errors.New("migrations: no schema given; name the tenants' schemas to migrate")
@@ -156,11 +157,12 @@ func createSchema(ctx context.Context, conn *sql.DB, schema tenancy.Schema) erro
 // checkMoved refuses the schema that a move has left.
 func checkMoved(ctx context.Context, conn *sql.DB, schema tenancy.Schema) error {
 	var comment string
-	err := conn.QueryRowContext(ctx, `SELECT coalesce(pg_catalog.obj_description(oid, 'pg_namespace'), '') FROM pg_catalog.pg_namespace WHERE nspname = $1`, schema.String()).Scan(&comment)
+	var fenced bool
+	err := conn.QueryRowContext(ctx, `SELECT `+moved.Columns+` FROM pg_catalog.pg_namespace AS n WHERE n.nspname = $1`, schema.String()).Scan(&comment, &fenced)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil // dropped by somebody, which comes out in a moment
 	}
-	return errors.Join(err, ifMoved(schema, comment))
+	return errors.Join(err, ifMoved(schema, comment, fenced))
 }
 
 // createVersions makes goose's table of versions if it is missing, under the lock. Goose would

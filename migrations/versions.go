@@ -15,6 +15,7 @@ import (
 type state struct {
 	exists  bool
 	comment string  // of the schema
+	fenced  bool    // what the schema is the tombstone of is beside it
 	table   bool    // the version table is there
 	applied []int64 // what is in it
 	unknown bool    // it could not be read along with others

@@ -40,8 +40,9 @@ fails. provision makes tenants.
 It may be stopped and run again, and continues; runs at the same time share the work. Each
 migration is a transaction. A tenant that fails stops no other. One whose tables are in
 use is put back when the lock timeout is over, and tried again later, so that a migration
-holds up the requests for a table no longer than that for each lock that it waits for.
-Tenants that are newer than this program are left alone.
+holds up the requests for a table no longer than that for each lock that it waits for. One
+that is on its way to another cluster is tried again later, too, and left for the next run
+if it does not come back meanwhile. Tenants that are newer than this program are left alone.
 
 A bar shows how far it is on a terminal, and a line every 10 seconds elsewhere. With --json
 it prints one object at the end: counts, what was changed, and failures with their
@@ -57,7 +58,7 @@ SQLSTATE.`,
 	terms.choice.flags(flags)
 	flags.BoolFunc("dry-run", "say what would be done, and do nothing", cli.Boolean(&terms.dryRun))
 	flags.Func("workers", "migrate `N` tenants at the same time, over a connection each (default 4)", cli.Number(&terms.workers, maxWorkers))
-	flags.Func("tries", "try a tenant that is in use `N` times, with growing pauses (default 10, which takes half a minute)", cli.Number(&terms.tries, maxTries))
+	flags.Func("tries", "try a tenant that is in use, or being moved, `N` times, with growing pauses (default 10, which takes half a minute)", cli.Number(&terms.tries, maxTries))
 	flags.Func("lock-timeout", "put a tenant back that makes a migration wait for a lock for `D`; requests of the tenant wait behind it. More than a second has an autovacuum give way (default 1.5s)", cli.Duration(&terms.lockTimeout))
 	flags.Func("statement-timeout", "have the server end a statement that takes `D`; that tenant then failed. 0 sets no limit (default 1m)", cli.Duration(&terms.statementTimeout))
 	flags.Func("max-duration", "end after `D`, and leave the rest to the next run; 0 sets no limit (default 0)", cli.Duration(&terms.maxDuration))
@@ -73,6 +74,7 @@ type migrated struct {
 	migrations.Result
 	target  target
 	cluster string
+	moving  bool // left because it is on its way to another cluster, or has gone there
 }
 
 // busy reports whether a tenant was left because others had it in use.
@@ -92,20 +94,20 @@ type migrateRun struct {
 	refused  error // workers that got no connection while others had one
 	err      error // the server was not to be reached any more
 	noted    error // versions that could not be noted in the registry
+	late     error // versions that are for the next run to note
 }
 
-func (r migrateRun) count(outcome migrations.Outcome) (n int) {
-	for _, m := range r.ended {
-		if m.Outcome == outcome && !m.busy() {
-			n++
-		}
-	}
-	return n
+// count leaves out who is not through for others' sake.
+func (r migrateRun) count(outcome migrations.Outcome) int {
+	return r.countIf(func(m migrated) bool { return m.Outcome == outcome && !m.busy() && !m.moving })
 }
 
-func (r migrateRun) busy() (n int) {
+func (r migrateRun) busy() int   { return r.countIf(migrated.busy) }
+func (r migrateRun) moving() int { return r.countIf(func(m migrated) bool { return m.moving }) }
+
+func (r migrateRun) countIf(is func(migrated) bool) (n int) {
 	for _, m := range r.ended {
-		if m.busy() {
+		if is(m) {
 			n++
 		}
 	}
@@ -124,7 +126,7 @@ func (r migrateRun) exitCode() int {
 		return cli.ExitFailed
 	case bySignal:
 		return code
-	case r.stopped != nil || r.busy() > 0:
+	case r.stopped != nil || r.busy()+r.moving() > 0 || r.late != nil:
 		return cli.ExitUnfinished
 	}
 	return cli.ExitOK
@@ -156,11 +158,11 @@ func (a *app) migrate(ctx context.Context, terms migrateTerms) error {
 			run.stopped = context.Cause(ctx)
 			break
 		}
-		if run.err = run.server(ctx, s, terms, report, notes); run.err != nil {
+		if run.err = a.migrateServer(ctx, &run, s, terms, report, notes); run.err != nil {
 			break
 		}
 	}
-	run.noted = notes.end()
+	run.late, run.noted = notes.end()
 	if run.stopped == nil && run.left() > 0 && ctx.Err() != nil {
 		run.stopped, run.err = context.Cause(ctx), nil
 	}
@@ -172,8 +174,8 @@ func (a *app) migrate(ctx context.Context, terms migrateTerms) error {
 	return nil
 }
 
-// server migrates the tenants of one server.
-func (r *migrateRun) server(ctx context.Context, s server, terms migrateTerms, report migrateReporter, notes *notes) error {
+// migrateServer migrates the tenants of one server.
+func (a *app) migrateServer(ctx context.Context, r *migrateRun, s server, terms migrateTerms, report migrateReporter, notes *notes) error {
 	before := r.current + len(r.ended)
 	opts := []migrations.Option{
 		migrations.WithWorkers(terms.workers),
@@ -191,8 +193,11 @@ func (r *migrateRun) server(ctx context.Context, s server, terms migrateTerms, r
 	targets := s.bySchema()
 	opts = append(opts, migrations.WithResult(func(result migrations.Result) {
 		m := migrated{Result: result, target: targets[result.Schema], cluster: s.cluster}
-		if errors.Is(m.Err, migrations.ErrAbsent) {
+		switch {
+		case errors.Is(m.Err, migrations.ErrAbsent):
 			m.Err = m.target.lost(m.Err)
+		case errors.Is(m.Err, migrations.ErrMoving), errors.Is(m.Err, migrations.ErrMoved):
+			m.moving, m.Err = a.onTheMove(ctx, m.target, m.Err)
 		}
 		if m.Outcome == migrations.Current {
 			r.current++

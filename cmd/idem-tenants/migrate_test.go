@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"syscall"
 	"testing"
@@ -404,11 +405,38 @@ func TestNotesOfAStoppedRun(t *testing.T) {
 		Result: migrations.Result{Target: migrations.Target{OrgID: tenant.OrgID, Schema: tenant.Schema}, Outcome: migrations.Migrated, From: 3, To: 4},
 		target: target{Target: migrations.Target{OrgID: tenant.OrgID, Schema: tenant.Schema}, tenant: &tenant},
 	})
-	if err := notes.end(); err != nil {
-		t.Fatal(err)
+	if late, err := notes.end(); late != nil || err != nil {
+		t.Fatal(late, err)
 	}
 	if now, err := f.tenants.Tenant(t.Context(), tenant.OrgID); err != nil || now.Version != 4 {
 		t.Errorf("%+v, %v", now, err)
+	}
+}
+
+// TestNotesOfATenantThatWent to another cluster as it was migrated: the next run notes it there.
+func TestNotesOfATenantThatWent(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	tenant := f.register(t, registry.Active)
+	f.exec(t, `UPDATE pgidem.tenants SET cluster = 'eu-2' WHERE org_id = $1`, tenant.OrgID)
+	var stderr bytes.Buffer
+	a := &app{databaseURL: f.url, control: registry.DefaultSchema, getenv: func(string) string { return "" }, stdout: io.Discard, stderr: &stderr}
+	defer a.close()
+	notes := a.takeNotes(t.Context(), migrateTerms{})
+	for _, moving := range []bool{false, true} { // of one that was left out there is nothing to note
+		notes.take(migrated{
+			Result: migrations.Result{Target: migrations.Target{OrgID: tenant.OrgID, Schema: tenant.Schema}, Outcome: migrations.Migrated, From: 3, To: 4},
+			target: target{Target: migrations.Target{OrgID: tenant.OrgID, Schema: tenant.Schema}, tenant: &tenant}, moving: moving,
+		})
+	}
+	run := migrateRun{}
+	run.late, run.noted = notes.end()
+	if run.noted != nil || run.late == nil || !strings.Contains(run.late.Error(), "of 1 tenant that went") || run.exitCode() != cli.ExitUnfinished {
+		t.Errorf("late %v, not noted %v, exit code %d", run.late, run.noted, run.exitCode())
+	}
+	(&textMigrateReport{app: a}).end(run)
+	if !strings.Contains(stderr.String(), "warning: the registry does not know") {
+		t.Errorf("stderr: %s", stderr.String())
 	}
 }
 

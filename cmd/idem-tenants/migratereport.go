@@ -143,6 +143,9 @@ func (t *textMigrateReport) end(r migrateRun) {
 	if r.refused != nil {
 		t.app.errf("warning: %s", cli.OneLine(r.refused))
 	}
+	if r.late != nil {
+		t.app.errf("warning: %s", cli.OneLine(r.late))
+	}
 	if r.noted != nil {
 		t.app.errf("%s", cli.OneLine(r.noted))
 	}
@@ -173,6 +176,9 @@ func (t *textMigrateReport) table(r migrateRun, out io.Writer) {
 	f.row("failed", "%d", r.count(migrations.Failed))
 	if n := r.busy(); n > 0 {
 		f.row("busy", "%d, left for the next run", n)
+	}
+	if n := r.moving(); n > 0 {
+		f.row("being moved", "%d, left for the next run", n)
 	}
 	if n := r.left(); n > 0 {
 		f.row("not reached", "%d, left for the next run", n)
@@ -220,10 +226,11 @@ type migrateJSON struct {
 	Newer     int            `json:"tenants_newer"`
 	Failed    int            `json:"tenants_failed"`
 	Busy      int            `json:"tenants_busy"`
+	Moving    int            `json:"tenants_being_moved"`
 	Left      int            `json:"tenants_left"`
 	LeftOut   int            `json:"tenants_left_out"` // being provisioned or dropped
 	Changed   []changeJSON   `json:"changed"`          // created and migrated, or to be, by schema
-	Failures  []failedTenant `json:"failures"`         // failed and busy, by schema
+	Failures  []failedTenant `json:"failures"`         // failed, busy and being moved, by schema
 	Stopped   string         `json:"stopped,omitempty"`
 	Warning   string         `json:"warning,omitempty"`
 	Error     string         `json:"error,omitempty"`
@@ -241,6 +248,7 @@ type changeJSON struct {
 type failedTenant struct {
 	changeJSON
 	Busy     bool   `json:"busy"`
+	Moving   bool   `json:"being_moved"`
 	Tries    int    `json:"tries"`
 	Error    string `json:"error"`
 	SQLState string `json:"sqlstate,omitempty"`
@@ -254,7 +262,7 @@ func (j jsonMigrateReport) end(r migrateRun) {
 	object := migrateJSON{
 		StartedAt: r.started.UTC(), Seconds: cli.ToMillisecond(r.duration).Seconds(), DryRun: r.dryRun, Latest: migrations.Latest(),
 		Tenants: r.chosen.tenants, Created: r.count(migrations.Created), Migrated: r.count(migrations.Migrated), Current: r.current,
-		Newer: r.count(migrations.Newer), Failed: r.count(migrations.Failed), Busy: r.busy(), Left: r.left(),
+		Newer: r.count(migrations.Newer), Failed: r.count(migrations.Failed), Busy: r.busy(), Moving: r.moving(), Left: r.left(),
 		LeftOut: r.chosen.provisioning + r.chosen.deleting,
 		Changed: []changeJSON{}, Failures: []failedTenant{},
 	}
@@ -269,14 +277,14 @@ func (j jsonMigrateReport) end(r migrateRun) {
 			object.Changed = append(object.Changed, change)
 		case migrations.Failed:
 			object.Failures = append(object.Failures, failedTenant{
-				changeJSON: change, Busy: m.busy(), Tries: m.Tries, Error: m.Err.Error(), SQLState: m.SQLState(),
+				changeJSON: change, Busy: m.busy(), Moving: m.moving, Tries: m.Tries, Error: m.Err.Error(), SQLState: m.SQLState(),
 			})
 		}
 	}
 	if r.stopped != nil {
 		object.Stopped = r.stopped.Error()
 	}
-	if err := errors.Join(r.chosen.unfit, r.refused); err != nil {
+	if err := errors.Join(r.chosen.unfit, r.refused, r.late); err != nil {
 		object.Warning = cli.OneLine(err)
 	}
 	switch {

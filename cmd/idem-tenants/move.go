@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pgidem/pgidem/internal/cli"
+	"github.com/pgidem/pgidem/migrations"
 	"github.com/pgidem/pgidem/tenancy/move"
 	"github.com/pgidem/pgidem/tenancy/registry"
 )
@@ -177,6 +178,36 @@ func (a *app) reportMove(r move.Report) error {
 	_, err := fmt.Fprintf(a.stdout, "%s: moved from %s to %s with %s in %s, and %s; away for %s\n", r.Tenant.OrgID, clusterName(r.From), clusterName(r.To),
 		cli.Plural(rows, "row"), cli.Plural(int64(len(r.Tables)), "table"), r.Tenant.State, span(r.Away))
 	return err
+}
+
+// lookTimeout bounds a look into the registry for which workers wait.
+const lookTimeout = 10 * time.Second
+
+// onTheMove tells of a tenant in whose place a migration has found what a move leaves there, as
+// err says, whether it is left out for that alone, and what to do then. Where no registry says
+// that the tenant goes elsewhere, or has gone since the run began, it is not.
+func (a *app) onTheMove(ctx context.Context, t target, err error) (bool, error) {
+	moving := errors.Is(err, migrations.ErrMoving)
+	if t.tenant == nil {
+		return moving, err
+	}
+	tenants, lookErr := a.registry(ctx)
+	if lookErr != nil {
+		return moving, errors.Join(err, lookErr)
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	now, lookErr := tenants.Tenant(ctx, t.OrgID)
+	switch {
+	case lookErr != nil:
+		return moving, errors.Join(err, lookErr)
+	case now.Moving:
+		return true, fmt.Errorf("it is being moved to %s: run migrate again after that; if no move is under way, %s move %s --to %q goes on with it, or --cancel takes it back",
+			clusterName(now.MovingTo), program, t.OrgID, now.MovingTo)
+	case now.Cluster != t.tenant.Cluster:
+		return true, fmt.Errorf("it was moved to %s while this run was at others: run migrate again", clusterName(now.Cluster))
+	}
+	return moving, err
 }
 
 // beingMoved refuses what is not for a tenant that is between two clusters.

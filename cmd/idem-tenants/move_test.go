@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"strings"
@@ -54,15 +55,14 @@ func TestMove(t *testing.T) {
 	if got := f.state(t, tenant.OrgID); got != registry.Suspended {
 		t.Errorf("it is %s while it is being moved", got)
 	}
-	gone := []string{org + ` went to cluster "eu-2"`, "drop the schema"}
-	f.run(t, "migrate", "--schema", tenant.Schema.String()).expect(t, cli.ExitFailed, gone...)
+	f.run(t, "migrate", "--tries", "2", "--schema", tenant.Schema.String()).expect(t, cli.ExitUnfinished, org+` is on its way to cluster "eu-2"`, "or cancel", "failed            0", "being moved       1, left for the next run")
 	f.run(t, "migrate", "--all-schemas").expect(t, cli.ExitOK, "tenants           0")
 	f.run(t, "move", org, "--cancel", other).expect(t, cli.ExitOK, "active")
 	f.run(t, "migrate", "--schema", tenant.Schema.String()).expect(t, cli.ExitOK, "up to date        1")
 
 	f.run(t, "move", org, "--to", "eu-2", "--yes", other).expect(t, cli.ExitOK, "moved from the nameless cluster to cluster eu-2", "and active", "copy\nverify\nswitch\ndrop\n")
 	f.run(t, "move", org, "--to", "eu-2", "--yes", other).expect(t, cli.ExitOK, "is in cluster eu-2")
-	f.run(t, "migrate", "--schema", tenant.Schema.String()).expect(t, cli.ExitFailed, gone...)
+	f.run(t, "migrate", "--schema", tenant.Schema.String()).expect(t, cli.ExitFailed, org+` went to cluster "eu-2"`, "drop the schema")
 	back := object[moveJSON](t, f.run(t, "move", org, "--to", "", "--yes", "--json", other).expect(t, cli.ExitOK))
 	if back.OrgID != tenant.OrgID || back.From != "eu-2" || back.Cluster != "" || back.State != registry.Active || back.MovingTo != nil || back.Seconds <= 0 {
 		t.Errorf("%+v", back)
@@ -101,4 +101,51 @@ func TestMoveOfABusyTenant(t *testing.T) {
 	b.stop(cli.Signalled{Signal: syscall.SIGINT})
 	b.wait(t).expect(t, cli.ExitSignal+2, "stopped by signal interrupt", org+" may be suspended now", "--cancel")
 	f.run(t, "move", org, "--cancel", other).expect(t, cli.ExitOK, "active")
+}
+
+// TestMigrateBesideAMove: a tenant that is being moved has not failed, nor has one that went
+// after the run had read the registry; one that the registry says is here has.
+func TestMigrateBesideAMove(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	other, away := f.behind(t), f.behind(t)
+	if bytes.Compare(other.OrgID[:], away.OrgID[:]) > 0 {
+		other, away = away, other // a run comes to the other first
+	}
+	org := away.OrgID.String()
+	eu := "--server=eu-2=" + pgtest.NewDatabase(t)
+	broken := t.TempDir()
+	for _, program := range []string{"pg_dump", "pg_restore"} {
+		if err := os.WriteFile(filepath.Join(broken, program), []byte("#!/bin/sh\nexit 3\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.run(t, "move", org, "--to", "eu-2", "--yes", "--programs", broken, eu).expect(t, cli.ExitFailed)
+
+	hurry := []string{"migrate", "--tries", "2", eu}
+	f.run(t, append(hurry, "--dry-run")...).expect(t, cli.ExitUnfinished, "being moved       1", "failed            0", "to migrate        1")
+	got := object[migrateJSON](t, f.run(t, append(hurry, "--dry-run", "--json")...).expect(t, cli.ExitUnfinished))
+	if got.Failed != 0 || got.Busy != 0 || got.Moving != 1 || got.Left != 0 || len(got.Failures) != 1 {
+		t.Fatalf("%+v", got)
+	}
+	if one := got.Failures[0]; !one.Moving || one.Busy || one.OrgID != org {
+		t.Errorf("%+v", one)
+	}
+
+	// Cancelled, and gone while a run that has read the registry is at the other.
+	f.run(t, "move", org, "--cancel", eu).expect(t, cli.ExitOK)
+	unblock := f.block(t, other.Schema)
+	b := f.start(t, append(hurry, "--workers", "1", "--lock-timeout", "1m")...)
+	clitest.Eventually(t, "the migration waits for a lock", func() bool { return f.waiting(t) == 1 })
+	f.run(t, "move", org, "--to", "eu-2", "--yes", eu).expect(t, cli.ExitOK)
+	unblock()
+	b.wait(t).expect(t, cli.ExitUnfinished, away.Schema.String()+": it was moved to cluster eu-2 while", "run migrate again", "being moved       1", "failed            0", "migrated          1")
+	f.run(t, hurry...).expect(t, cli.ExitOK, "migrated          1", "up to date        1")
+
+	f.run(t, "move", org, "--to", "", "--yes", "--programs", broken, eu).expect(t, cli.ExitFailed)
+	f.run(t, hurry...).expect(t, cli.ExitUnfinished, away.Schema.String()+" in eu-2: it is being moved to the nameless cluster: run migrate again",
+		"idem-tenants move "+org+` --to "" goes on`, "--cancel", "being moved       1, left for the next run", "failed            0", "up to date        1")
+	f.run(t, "move", org, "--cancel", eu).expect(t, cli.ExitOK)
+	f.exec(t, `UPDATE pgidem.tenants SET cluster = '' WHERE org_id = $1`, away.OrgID)
+	f.run(t, hurry...).expect(t, cli.ExitFailed, org+` went to cluster "eu-2"`, "failed            1")
 }

@@ -22,6 +22,7 @@ type notes struct {
 	mu     sync.Mutex
 	failed int
 	first  error
+	away   int // tenants that went to another cluster before the note was taken
 }
 
 // noteTimeout bounds a note: one that is under way when the run is stopped is still taken.
@@ -48,7 +49,7 @@ func (a *app) takeNotes(ctx context.Context, terms migrateTerms) *notes {
 }
 
 func (n *notes) take(m migrated) {
-	if n.tenants != nil && m.To > 0 && m.To != m.target.tenant.Version {
+	if n.tenants != nil && !m.moving && m.To > 0 && m.To != m.target.tenant.Version {
 		n.queue <- m
 	}
 }
@@ -64,17 +65,24 @@ func (n *notes) write(ctx context.Context, m migrated) {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if errors.Is(err, registry.ErrConflict) { // its schema went as it had been migrated
+		n.away++
+		return
+	}
 	if n.failed++; n.first == nil {
 		n.first = err
 	}
 }
 
-// end waits for the last note.
-func (n *notes) end() error {
+// end waits for the last note. Late is what the next run will note, where a tenant is then.
+func (n *notes) end() (late, err error) {
 	close(n.queue)
 	n.writers.Wait()
-	if n.first == nil {
-		return nil
+	if n.away > 0 {
+		late = fmt.Errorf("the registry does not know the version of %s that went to another cluster as it was migrated; run migrate again, which notes it", cli.Plural(int64(n.away), "tenant"))
 	}
-	return fmt.Errorf("the registry does not know the version of %s; run migrate again: %w", cli.Plural(int64(n.failed), "tenant"), n.first)
+	if n.first == nil {
+		return late, nil
+	}
+	return late, fmt.Errorf("the registry does not know the version of %s; run migrate again: %w", cli.Plural(int64(n.failed), "tenant"), n.first)
 }

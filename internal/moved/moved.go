@@ -52,6 +52,13 @@ func Parse(comment string) (t Tombstone, ok bool) {
 	return Tombstone{OrgID: org, Cluster: parts[2]}, err == nil
 }
 
+// Columns are two, for a query of pg_namespace AS n: the comment of a schema, empty where it has
+// none, and whether what it is the tombstone of is beside it, fenced: the move is under way then,
+// or was cut off before its end. One statement sees both as they were at one time.
+const Columns = `coalesce(pg_catalog.obj_description(n.oid, 'pg_namespace'), ''),
+	EXISTS (SELECT FROM pg_catalog.pg_namespace AS f WHERE f.nspname = '` + FencePrefix + `' || pg_catalog.replace(
+		pg_catalog.substring(pg_catalog.obj_description(n.oid, 'pg_namespace'), '^pgidem: org ([0-9a-f-]{36}) was moved to cluster '), '-', ''))`
+
 func (t Tombstone) comment() string {
 	return fmt.Sprintf("pgidem: org %s was moved to cluster %q; nothing of it is here, nor to be made here", t.OrgID, t.Cluster)
 }

@@ -48,8 +48,8 @@
 //
 // The tombstone keeps everybody from making the tenant's schema anew in the cluster that it
 // has left, where a process that is cut off from the registry would take it for the
-// tenant's: migrations of it end with migrations.ErrMoved, which names the cluster that it
-// went to, and so does provisioning; the goose command fails on the view that is in its way.
+// tenant's: migrations of it end with migrations.ErrMoved, or with migrations.ErrMoving as long as
+// the move lasts, which name the cluster that it went to, and so does provisioning; the goose command fails on the view that is in its way.
 // It goes when the tenant comes back, when the move is cancelled, or when package provision
 // drops the tenant. Leave it empty: Move finds what somebody has put into it before it suspends
 // the tenant, and does not drop that. Who reads it, as pg_dump of the whole database does, is

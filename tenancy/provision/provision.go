@@ -168,8 +168,8 @@ func (p *Provisioner) pool(cluster string) (*pgxpool.Pool, error) {
 // The error wraps [ErrState] if the tenant is suspended or being deleted, or was dropped or
 // moved meanwhile, registry.ErrConflict if the schema is another's, [ErrNotPinned] if the schema exists
 // and its tables may hold records of others, [ErrRole] if the tenant's role cannot be had, and
-// migrations.ErrMoved if the schema is the empty one that a move has left of a tenant that the
-// registry does not know any more.
+// migrations.ErrMoved, or migrations.ErrMoving, if the schema is the empty one that a move has left
+// of a tenant that the registry does not know any more.
 func (p *Provisioner) Provision(ctx context.Context, orgID uuid.UUID) (registry.Tenant, error) {
 	tenant, err := p.tenants.Tenant(ctx, orgID)
 	if errors.Is(err, tenancy.ErrUnknownTenant) {
