@@ -60,8 +60,9 @@ type Progress struct {
 // All ends early if ctx does, or if no worker can get a connection for half a minute; the error
 // says so and the Report how many were not reached. A worker that cannot while others can, since
 // the server has no more to give, say, tries again now and then. Each try waits for an answer for
-// half a minute at most, or for the connect_timeout of the URL if that is shorter. When All
-// returns the server has ended what it was doing for the run; where it does not answer, All
+// half a minute at most, or for the connect_timeout of the URL if that is shorter. A server that
+// is cut off in the middle is taken for lost after about a minute; see the package documentation.
+// When All returns the server has ended what it was doing for the run; where it does not answer, All
 // waits for 5 seconds.
 //
 // The role needs CREATE on the database to make schemas, and must own the tables of those that
@@ -71,7 +72,7 @@ func All(ctx context.Context, databaseURL string, targets iter.Seq2[Target, erro
 	if err != nil {
 		return Report{}, err
 	}
-	pgxConfig, err := c.connConfig(databaseURL)
+	pgxConfig, err := connConfig(databaseURL, c.reconnect)
 	if err != nil {
 		return Report{}, err
 	}
@@ -100,18 +101,6 @@ func All(ctx context.Context, databaseURL string, targets iter.Seq2[Target, erro
 		return f.report, fmt.Errorf("migrations: %w: %d of %d failed, the first was schema %s: %w", ErrFailed, f.report.Failed, len(list), one.Schema, one.Err)
 	}
 	return f.report, nil
-}
-
-// connConfig bounds each try at an address: what has taken a connection may never answer.
-func (c config) connConfig(databaseURL string) (*pgx.ConnConfig, error) {
-	cfg, err := pgx.ParseConfig(databaseURL)
-	if err != nil {
-		return nil, fmt.Errorf("migrations: database URL: %w", err) // pgx leaves the password out of it
-	}
-	if cfg.ConnectTimeout == 0 || cfg.ConnectTimeout > c.reconnect {
-		cfg.ConnectTimeout = c.reconnect
-	}
-	return cfg, nil
 }
 
 // fleet is one run of All.

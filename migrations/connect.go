@@ -3,10 +3,41 @@ package migrations
 import (
 	"context"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 )
+
+// connectTimeout is how long an address may take to give a connection.
+const connectTimeout = 30 * time.Second
+
+// A server of which nothing has been heard for lostAfter is lost: its network swallows packets, or
+// its machine is gone.
+const (
+	probeEvery = 15 * time.Second
+	lostAfter  = time.Minute
+)
+
+// connConfig bounds each try at an address by patience: what has taken a connection may never
+// answer. And it bounds the silence of a server that is not to be reached any more in the middle of
+// a statement, but not the statement: one that takes an hour is not silent to TCP.
+func connConfig(databaseURL string, patience time.Duration) (*pgx.ConnConfig, error) {
+	cfg, err := pgx.ParseConfig(databaseURL)
+	if err != nil {
+		return nil, fmt.Errorf("migrations: database URL: %w", err) // pgx leaves the password out of it
+	}
+	if cfg.ConnectTimeout == 0 || cfg.ConnectTimeout > patience {
+		cfg.ConnectTimeout = patience
+	}
+	dialer := &net.Dialer{
+		// What there has been nothing to say on is probed from probeEvery on.
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: probeEvery, Interval: probeEvery, Count: int(lostAfter/probeEvery) - 1},
+		Control:         boundUnacknowledged,
+	}
+	cfg.DialFunc = dialer.DialContext
+	return cfg, nil
+}
 
 // connect returns a connection for a worker, or nil if the run is over before there is one. A
 // server that restarts, or has no connection to spare, is no reason to give up: not as long as

@@ -19,6 +19,7 @@ import (
 
 	"github.com/pgidem/pgidem/internal/pgtest"
 	"github.com/pgidem/pgidem/migrations"
+	"github.com/pgidem/pgidem/tenancy"
 )
 
 // newMigrator makes a role that may log in and make schemas, and returns a URL for it.
@@ -130,6 +131,12 @@ func TestRunsEndWithoutAnAnswer(t *testing.T) {
 			_, err := migrations.Status(ctx, url, targets, opts...)
 			return err
 		}, "failed to connect"},
+		"Up": {0, func(ctx context.Context, url string, targets iter.Seq2[migrations.Target, error], _ ...migrations.Option) error {
+			return migrations.UpWithin(ctx, url, 3*time.Second, schemasOf(targets)[0])
+		}, "failed to connect"},
+		"UpControl": {0, func(ctx context.Context, url string, targets iter.Seq2[migrations.Target, error], _ ...migrations.Option) error {
+			return migrations.UpControlWithin(ctx, url, 3*time.Second, schemasOf(targets)[0])
+		}, "failed to connect"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -141,6 +148,26 @@ func TestRunsEndWithoutAnAnswer(t *testing.T) {
 				t.Errorf("%v; want one that says %q", err, c.says)
 			}
 		})
+	}
+}
+
+func schemasOf(targets iter.Seq2[migrations.Target, error]) (list []tenancy.Schema) {
+	for target := range targets {
+		list = append(list, target.Schema)
+	}
+	return list
+}
+
+// TestConnectTimeout: that of the URL holds if it is shorter.
+func TestConnectTimeout(t *testing.T) {
+	t.Parallel()
+	for url, want := range map[string]time.Duration{
+		"postgres://h/d": 30 * time.Second, "postgres://h/d?connect_timeout=7": 7 * time.Second, "postgres://h/d?connect_timeout=70": 30 * time.Second,
+	} {
+		cfg, err := migrations.ConnConfig(url, 30*time.Second)
+		if err != nil || cfg.ConnectTimeout != want {
+			t.Errorf("%s: %v, %v; want %v", url, cfg.ConnectTimeout, err, want)
+		}
 	}
 }
 

@@ -4,8 +4,7 @@ import (
 	"context"
 	"embed"
 	"fmt"
-
-	"github.com/jackc/pgx/v5"
+	"time"
 
 	"github.com/pgidem/pgidem/tenancy"
 )
@@ -30,9 +29,13 @@ var controlSet = set{files: sub(controlFiles, "control"), versions: ControlVersi
 // table tenants besides SELECT; a service that only looks them up needs USAGE on the schema
 // and SELECT.
 func UpControl(ctx context.Context, databaseURL string, schema tenancy.Schema) error {
-	cfg, err := pgx.ParseConfig(databaseURL)
+	return upControl(ctx, databaseURL, connectTimeout, schema)
+}
+
+func upControl(ctx context.Context, databaseURL string, patience time.Duration, schema tenancy.Schema) error {
+	cfg, err := connConfig(databaseURL, patience)
 	if err != nil {
-		return fmt.Errorf("migrations: database URL: %w", err) // pgx leaves the password out of it
+		return err
 	}
 	if err := up(ctx, cfg, schema, controlSet); err != nil {
 		return fmt.Errorf("migrations: control schema %s: %w", schema, err)

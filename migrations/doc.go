@@ -33,6 +33,13 @@
 // workers makes do with those; one that is stopped returns when the server has ended what it was
 // doing.
 //
+// A run notices after about a minute that a server is not to be reached any more, by TCP
+// keep-alive, and on Linux by TCP_USER_TIMEOUT; elsewhere it takes as long as the system repeats
+// what the server does not acknowledge, which may be a quarter of an hour. A statement may take
+// any time: the server's machine answers the probes while it runs. What it does not notice is a
+// proxy that has lost the server and goes on to acknowledge what it is sent: end ctx by a time
+// of your own where there is one.
+//
 // [Status] says which schemas are behind, and which are not what the migrations made any
 // more, by comparing each with one that it makes and takes back; [Describe] and [Compare] are
 // for two schemas of your choice.

@@ -109,7 +109,7 @@ func (c config) wait(tries int) time.Duration {
 // again reports whether a tenant is to be tried again after err. If not, it has failed.
 func (r *runner) again(result *Result, err error) bool {
 	moving := errors.Is(err, ErrMoving)
-	if passing(err) && !(moving && r.dryRun) {
+	if passing(err) && (!moving || !r.dryRun) {
 		if result.Tries < r.tries {
 			return true
 		}

@@ -41,7 +41,7 @@ const (
 func newConfig(opts []Option) (config, error) {
 	c := config{
 		plan: embedded, workers: 4, tries: 10, pause: 250 * time.Millisecond,
-		lockTimeout: 1500 * time.Millisecond, statementTimeout: time.Minute, reconnect: 30 * time.Second,
+		lockTimeout: 1500 * time.Millisecond, statementTimeout: time.Minute, reconnect: connectTimeout,
 	}
 	for _, opt := range opts {
 		opt(&c)

@@ -48,13 +48,14 @@ type SchemaStatus struct {
 // changed what the migrations had made. It reads many schemas at a time, over as many
 // connections as there are workers, waits for nobody, and changes nothing: what the schemas
 // should be like it sees from schemas that it makes in a transaction and takes back, so the
-// role needs CREATE on the database. [WithVersionsOnly] does without.
+// role needs CREATE on the database. [WithVersionsOnly] does without. It waits for a server that
+// does not answer no longer than [All] does.
 func Status(ctx context.Context, databaseURL string, targets iter.Seq2[Target, error], opts ...Option) ([]SchemaStatus, error) {
 	c, err := newConfig(opts)
 	if err != nil {
 		return nil, err
 	}
-	cfg, err := c.connConfig(databaseURL)
+	cfg, err := connConfig(databaseURL, c.reconnect)
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io/fs"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -65,15 +66,20 @@ const lockWaitSeconds = 300
 //
 // Each migration is a transaction, so one that fails leaves nothing behind. A
 // schema that fails does not keep the others from being migrated; the errors are
-// joined and each names its schema. Up stops when ctx ends. The error of a tenant that was
+// joined and each names its schema. Up stops when ctx ends, and waits for a server that does not
+// answer no longer than [All] does. The error of a tenant that was
 // moved to another cluster wraps [ErrMoved], and that of one that is on its way [ErrMoving].
 func Up(ctx context.Context, databaseURL string, schemas ...tenancy.Schema) error {
+	return upEach(ctx, databaseURL, connectTimeout, schemas)
+}
+
+func upEach(ctx context.Context, databaseURL string, patience time.Duration, schemas []tenancy.Schema) error {
 	if len(schemas) == 0 {
 		return errors.New("migrations: no schema given; name the tenants' schemas to migrate")
 	}
-	cfg, err := pgx.ParseConfig(databaseURL)
+	cfg, err := connConfig(databaseURL, patience)
 	if err != nil {
-		return fmt.Errorf("migrations: database URL: %w", err) // pgx leaves the password out of it
+		return err
 	}
 	var errs []error
 	for _, schema := range schemas {
