@@ -134,8 +134,12 @@ func dropError(p place, err error) error {
 			p.schema, strings.Join(foreign.Objects, ", "))}
 	}
 	if dependent, ok := errors.AsType[*provision.DependentError](err); ok {
+		schema := dependent.Schema.String()
+		if dependent.Left {
+			schema += fmt.Sprintf(" of %s, which a move has left empty to say where the tenant went,", clusterName(dependent.Cluster))
+		}
 		return exitError{cli.ExitFailed, fmt.Errorf("schema %s cannot be dropped alone: %s; nothing was dropped: drop or detach that by hand, since it may be in use elsewhere, and drop the tenant again",
-			p.schema, strings.Join(dependent.Objects, ", "))}
+			schema, strings.Join(dependent.Objects, ", "))}
 	}
 	switch {
 	case errors.Is(err, provision.ErrNotPinned):

@@ -11,6 +11,7 @@ import (
 
 	"github.com/pgidem/pgidem/internal/cli"
 	"github.com/pgidem/pgidem/internal/cli/clitest"
+	"github.com/pgidem/pgidem/internal/pgtest"
 	"github.com/pgidem/pgidem/tenancy/registry"
 )
 
@@ -44,6 +45,23 @@ func TestDropSaysWhatIsInTheWay(t *testing.T) {
 		t.Error("it is being dropped")
 	}
 	f.exec(t, `UPDATE pgidem.tenants SET schema_name = $2 WHERE org_id = $1`, tenant.OrgID, schema)
+	f.run(t, drop...).expect(t, cli.ExitOK, "dropped")
+}
+
+// TestDropSaysWhereATombstoneIsInUse: what a move has left in the place where the tenant was.
+func TestDropSaysWhereATombstoneIsInUse(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	tenant := f.tenant(t)
+	org, schema := tenant.OrgID.String(), tenant.Schema.String()
+	other := "--server=eu-2=" + pgtest.NewDatabase(t)
+	for _, args := range [][]string{{"move", org, "--to", "eu-2", "--yes"}, {"suspend", "--yes", org}} {
+		f.run(t, append(args, other)...).expect(t, cli.ExitOK)
+	}
+	drop := []string{"drop", org, "--yes", "--confirm", schema, "--foreign", other}
+	f.exec(t, `CREATE SCHEMA reports CREATE VIEW went AS SELECT * FROM `+schema+`.idempotency_db_version`)
+	f.run(t, drop...).expect(t, cli.ExitFailed, "view reports.went depends on", "schema "+schema+" of the nameless cluster, which a move has left empty", "nothing was dropped", "by hand").without(t, "provision: ")
+	f.exec(t, `DROP SCHEMA reports CASCADE`)
 	f.run(t, drop...).expect(t, cli.ExitOK, "dropped")
 }
 

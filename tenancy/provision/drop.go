@@ -65,7 +65,7 @@ func WithForeign() DropOption { return func(d *dropping) { d.foreign = true } }
 // tables in the schema are another tenant's; it is a [*ForeignError] if there is something in the
 // schema that is not this library's and WithForeign was not given, or in one that a move has left,
 // and a [*DependentError] if
-// something elsewhere depends on what is in it; nothing has been dropped then. It wraps [ErrBusy]
+// something elsewhere depends on what is in the one or the other; nothing has been dropped then. It wraps [ErrBusy]
 // if others hold a table for too long.
 func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string, opts ...DropOption) error {
 	var d dropping
@@ -111,7 +111,7 @@ func (p *Provisioner) Drop(ctx context.Context, orgID uuid.UUID, confirm string,
 		return &ForeignError{Schema: tenant.Schema, Objects: foreign, Cluster: tenant.Cluster}
 	}
 	if len(outside) > 0 {
-		return &DependentError{Schema: tenant.Schema, Objects: outside}
+		return &DependentError{Schema: tenant.Schema, Objects: outside, Cluster: tenant.Cluster}
 	}
 	stones, err := p.askAll(ctx, tenant)
 	if err != nil {

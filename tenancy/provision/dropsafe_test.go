@@ -112,7 +112,7 @@ func TestDropTakesNothingElsewhere(t *testing.T) {
 			}
 			var dependent *provision.DependentError
 			err := p.Drop(t.Context(), a.OrgID, a.OrgID.String(), provision.WithForeign())
-			if !errors.As(err, &dependent) || dependent.Schema != a.Schema || !strings.Contains(err.Error(), fill.Replace(c.names)) {
+			if !errors.As(err, &dependent) || dependent.Schema != a.Schema || dependent.Left || !strings.Contains(err.Error(), fill.Replace(c.names)) {
 				t.Errorf("error %v, want it to have %q", err, fill.Replace(c.names))
 			}
 			if now, err := tenants.Tenant(t.Context(), a.OrgID); err != nil || now.State != registry.Suspended {

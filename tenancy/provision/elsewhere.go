@@ -81,7 +81,7 @@ func (p *Provisioner) ask(ctx context.Context, cluster string, tenant registry.T
 		return stone, false, &ForeignError{Schema: schema, Objects: others, Cluster: cluster, Left: true}
 	}
 	if len(outside) > 0 {
-		return stone, false, fmt.Errorf("in cluster %q, which a move has left: %w", cluster, &DependentError{Schema: schema, Objects: outside})
+		return stone, false, &DependentError{Schema: schema, Objects: outside, Cluster: cluster, Left: true}
 	}
 	return stone, true, nil
 }

@@ -143,7 +143,7 @@ func TestDropWithAFilledTombstone(t *testing.T) {
 	}
 	run(t, from, `CREATE VIEW public.mine AS SELECT * FROM `+s+`.`+migrations.VersionTable)
 	err := p.Drop(t.Context(), org, org.String())
-	if _, ok := errors.AsType[*provision.DependentError](err); !ok || !strings.Contains(err.Error(), "mine") {
+	if dependent, ok := errors.AsType[*provision.DependentError](err); !ok || !dependent.Left || dependent.Cluster != "" || dependent.Schema != tenant.Schema || !strings.Contains(err.Error(), "mine") || !strings.Contains(err.Error(), `cluster ""`) {
 		t.Errorf("error %v", err)
 	}
 	untouched(t, tenants, from, b, tenant)

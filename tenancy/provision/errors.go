@@ -57,10 +57,18 @@ func (e *ForeignError) Error() string {
 type DependentError struct {
 	Schema  tenancy.Schema
 	Objects []string // each with what it depends on
+	Cluster string   // where the schema is
+
+	// Left is true for the schema that a move of the tenant has left empty in Cluster. The
+	// tenant is in another.
+	Left bool
 }
 
 // Error implements error. It names the first few.
 func (e *DependentError) Error() string {
+	if e.Left {
+		return fmt.Sprintf("provision: schema %s of cluster %q, which a move has left empty to say where the tenant went, cannot be dropped alone: %s; take that away yourself first", e.Schema, e.Cluster, few(e.Objects))
+	}
 	return fmt.Sprintf("provision: schema %s cannot be dropped alone: %s; take that away yourself first", e.Schema, few(e.Objects))
 }
 
