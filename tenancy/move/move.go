@@ -274,7 +274,7 @@ func (m *Mover) Cancel(ctx context.Context, orgID uuid.UUID) (registry.Tenant, e
 	}
 	defer t.end()
 	// Another run may have ended the move before this one had the locks.
-	if tenant, err = m.tenants.Tenant(ctx, orgID); err != nil {
+	if tenant, err = t.now(ctx); err != nil {
 		return tenant, err
 	}
 	if !tenant.Moving {
@@ -430,9 +430,25 @@ func (t *transfer) end() {
 	closeConn(t.target)
 }
 
-// start begins the move in the registry, or takes it over from another run.
+// now returns the tenant as it is by now, if it is the one that this run had looked at.
+func (t *transfer) now(ctx context.Context) (registry.Tenant, error) {
+	now, err := t.tenants.Generation(t.tenant).Tenant(ctx)
+	return now, replaced(err)
+}
+
+// replaced says of the error of a run that came too late what it means.
+func replaced(err error) error {
+	if errors.Is(err, registry.ErrReplaced) {
+		return fmt.Errorf("%w: others dropped the tenant, and it was registered anew, while this run was held up; nothing of the new one has been changed, so look again: %w", registry.ErrConflict, err)
+	}
+	return err
+}
+
+// start begins the move in the registry, or takes it over from another run. A tenant that has the
+// org_id since this run looked is another, and is not suspended.
 func (t *transfer) start(ctx context.Context) (registry.Tenant, error) {
-	now, err := t.tenants.BeginMove(ctx, t.tenant.OrgID, t.from.name, t.to.name)
+	now, err := t.tenants.Generation(t.tenant).BeginMove(ctx, t.from.name, t.to.name)
+	err = replaced(err)
 	if err == nil && now.Schema != t.tenant.Schema {
 		err = fmt.Errorf("%w: org %s has another schema now; look again", registry.ErrConflict, now.OrgID)
 	}
@@ -588,7 +604,7 @@ func (t *transfer) dropLeftover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	now, err := t.tenants.Tenant(ctx, t.tenant.OrgID)
+	now, err := t.now(ctx)
 	switch {
 	case err != nil:
 		return err

@@ -511,3 +511,31 @@ func TestMoveTooLate(t *testing.T) {
 	}
 	w.is(t, tenant, "a", registry.Active)
 }
+
+// TestMoveOfAnother: a process that had looked at a tenant that was dropped since, and registered
+// anew, does nothing to the new one.
+func TestMoveOfAnother(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	tenant := w.newTenant(t, "a")
+	for _, to := range []string{"b", "a"} { // elsewhere, or where it is
+		var anew registry.Tenant
+		late := w.mover(t, move.WithLooked(func() {
+			err := w.tenants.Remove(t.Context(), tenant.OrgID)
+			if err == nil {
+				anew, err = w.tenants.Add(t.Context(), registry.Tenant{OrgID: tenant.OrgID, Schema: tenant.Schema, Cluster: "a", State: registry.Active})
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		}))
+		_, err := late.Move(t.Context(), tenant.OrgID, to)
+		if !errors.Is(err, registry.ErrConflict) || !errors.Is(err, registry.ErrReplaced) || !strings.Contains(err.Error(), "look again") {
+			t.Errorf("to %s: %v", to, err)
+		}
+		if now, err := w.tenants.Tenant(t.Context(), tenant.OrgID); err != nil || now != anew {
+			t.Errorf("to %s: %+v, %v; want %+v", to, now, err, anew)
+		}
+		w.is(t, tenant, "a", registry.Active)
+	}
+}

@@ -50,6 +50,12 @@ func (g Generation) SetVersion(ctx context.Context, version int64) error {
 	return g.registry.setVersion(ctx, g.orgID, &g.created, at)
 }
 
+// BeginMove is [Registry.BeginMove] for this generation alone. What ends the move, by its MoveID,
+// is for this one alone in any case.
+func (g Generation) BeginMove(ctx context.Context, from, to string) (Tenant, error) {
+	return g.registry.beginMove(ctx, g.orgID, &g.created, from, to)
+}
+
 // Remove is [Registry.Remove] for this generation alone.
 func (g Generation) Remove(ctx context.Context, from ...State) error {
 	return g.registry.remove(ctx, g.orgID, &g.created, from)

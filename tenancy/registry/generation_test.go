@@ -49,7 +49,8 @@ func TestGenerations(t *testing.T) {
 		t.Helper()
 		_, looked := old.Tenant(ctx)
 		_, set := old.SetState(ctx, registry.Deleting)
-		for what, err := range map[string]error{"Tenant": looked, "SetState": set, "SetVersion": old.SetVersion(ctx, 9), "Remove": old.Remove(ctx)} {
+		_, begun := old.BeginMove(ctx, "eu", "us")
+		for what, err := range map[string]error{"Tenant": looked, "SetState": set, "BeginMove": begun, "SetVersion": old.SetVersion(ctx, 9), "Remove": old.Remove(ctx)} {
 			if !errors.Is(err, want) {
 				t.Errorf("%s: %v, want %v", what, err, want)
 			}
@@ -57,11 +58,22 @@ func TestGenerations(t *testing.T) {
 	}
 	refused(tenancy.ErrUnknownTenant)
 	anew := add()
+	var err error
+	if anew, err = r.SetState(ctx, org, registry.Active); err != nil { // so that it could be moved
+		t.Fatal(err)
+	}
 	refused(registry.ErrReplaced)
 	if now, err := r.Tenant(ctx, org); err != nil || now != anew {
 		t.Errorf("%+v, %v; want %+v", now, err, anew)
 	}
 	current := r.Generation(anew)
+	begun, err := current.BeginMove(ctx, "eu", "us")
+	if err != nil || !begun.Moving || begun.State != registry.Suspended {
+		t.Errorf("%+v, %v", begun, err)
+	}
+	if _, err := r.CancelMove(ctx, org, begun.MoveID); err != nil {
+		t.Error(err)
+	}
 	if current.String() == old.String() {
 		t.Errorf("both are called %s", current)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -22,17 +23,22 @@ const durably = `(current_setting('synchronous_commit') NOT IN ('off', 'local') 
 // The error wraps [ErrState] for a tenant that is neither [Active] nor [Suspended], and
 // [ErrConflict] for one that is not in the cluster from, or is being moved to a third one.
 func (r *Registry) BeginMove(ctx context.Context, orgID uuid.UUID, from, to string) (Tenant, error) {
+	return r.beginMove(ctx, orgID, nil, from, to)
+}
+
+// beginMove changes nothing if the tenant was created at another time than the one given.
+func (r *Registry) beginMove(ctx context.Context, orgID uuid.UUID, created *time.Time, from, to string) (Tenant, error) {
 	t, err := r.one(ctx, `
 		UPDATE /*control.*/tenants t
 		SET moving_to = $2, move_id = gen_random_uuid(), state = 'suspended',
 			resume = CASE WHEN t.moving_to IS NULL THEN t.state = 'active' ELSE t.resume END
 		WHERE t.org_id = $1 AND t.cluster = $3 AND $2 <> $3 AND t.state IN ('active', 'suspended') AND (t.moving_to IS NULL OR t.moving_to = $2)
-			AND `+durably+` RETURNING `+columns,
-		orgID, to, from)
+			AND ($4::timestamptz IS NULL OR t.created_at = $4::timestamptz) AND `+durably+` RETURNING `+columns,
+		orgID, to, from, created)
 	if !errors.Is(err, pgx.ErrNoRows) {
 		return t, r.translate("move org", orgID, err)
 	}
-	t, err = r.tenant(ctx, "move org", orgID)
+	t, err = r.tenantOf(ctx, "move org", orgID, created)
 	switch {
 	case err != nil:
 		return Tenant{}, err
