@@ -114,8 +114,13 @@ func (f fixture) idle(t testing.TB) {
 // waiting returns how many statements of the program wait for a lock.
 func (f fixture) waiting(t testing.TB) (n int) {
 	t.Helper()
+	return f.waitingAs(t, "idem-tenants")
+}
+
+func (f fixture) waitingAs(t testing.TB, application string) (n int) {
+	t.Helper()
 	err := f.pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_catalog.pg_stat_activity
-		WHERE application_name = 'idem-tenants' AND datname = current_database() AND wait_event_type = 'Lock'`).Scan(&n)
+		WHERE application_name = $1 AND datname = current_database() AND wait_event_type = 'Lock'`, application).Scan(&n)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -112,6 +112,9 @@ func (a *app) move(cmd *cobra.Command, orgText string, terms moveTerms) error {
 	}
 	report, err := mover.Move(ctx, p.org, terms.to)
 	if err != nil {
+		if now := report.Tenant; now.OrgID == p.org && now.Cluster == terms.to && !now.Moving {
+			return a.leftOver(ctx, p, err)
+		}
 		return a.moveError(ctx, p, err)
 	}
 	return a.reportMove(report)
@@ -157,6 +160,17 @@ func (a *app) moveError(ctx context.Context, p place, err error) error {
 		return exitError{cli.ExitFailed, err}
 	}
 	return fmt.Errorf("%w\n%s "+after, err, p.org)
+}
+
+// leftOver is moveError of a tenant that has been moved, and is not suspended for what is left.
+func (a *app) leftOver(ctx context.Context, p place, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		a.errf("%s has been moved: run it again to drop what it has left where it was", p.org)
+	case errors.Is(err, move.ErrBusy):
+		return exitError{cli.ExitUnfinished, err}
+	}
+	return err
 }
 
 func (a *app) reportMove(r move.Report) error {

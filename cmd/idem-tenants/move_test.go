@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"github.com/pgidem/pgidem/internal/cli"
 	"github.com/pgidem/pgidem/internal/cli/clitest"
 	"github.com/pgidem/pgidem/internal/pgtest"
+	"github.com/pgidem/pgidem/tenancy"
 	"github.com/pgidem/pgidem/tenancy/registry"
 )
 
@@ -101,6 +103,39 @@ func TestMoveOfABusyTenant(t *testing.T) {
 	b.stop(cli.Signalled{Signal: syscall.SIGINT})
 	b.wait(t).expect(t, cli.ExitSignal+2, "stopped by signal interrupt", org+" may be suspended now", "--cancel")
 	f.run(t, "move", org, "--cancel", other).expect(t, cli.ExitOK, "active")
+}
+
+// TestMoveThatLeavesSomething: the tenant is where it was to go, and what is in the way of dropping
+// what it has left is said, with nothing of a tenant that is suspended.
+func TestMoveThatLeavesSomething(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	tenant := f.tenant(t)
+	org, fence := tenant.OrgID.String(), fmt.Sprintf("moving_%x", tenant.OrgID[:])
+	fenced, err := tenancy.ParseSchema(fence)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := []string{"move", org, "--to", "eu-2", "--yes", "--drain-timeout", "100ms", "--server=eu-2=" + pgtest.NewDatabase(t)}
+	f.run(t, again...).expect(t, cli.ExitOK)
+
+	f.exec(t, `CREATE SCHEMA `+fence+` CREATE TABLE idempotency_records (a int)`) // as a run that was cut off leaves it
+	unblock := f.block(t, fenced)
+	left := []string{org + ` has been moved to cluster "eu-2"`, "schema " + fence + `, its old copy, is left in cluster ""`, `move it to cluster "eu-2" again`}
+	f.run(t, again...).expect(t, cli.ExitUnfinished, append(left, "busy")...).without(t, "suspended")
+	b := f.start(t, append(again, "--drain-timeout", "1h")...)
+	clitest.Eventually(t, "it waits for the lock", func() bool { return f.waitingAs(t, "pgidem move") == 1 })
+	b.stop(cli.Signalled{Signal: syscall.SIGINT})
+	b.wait(t).expect(t, cli.ExitSignal+2, org+" has been moved", "run it again to drop").without(t, "suspended")
+	clitest.Eventually(t, "nothing of it waits any more", func() bool { return f.waitingAs(t, "pgidem move") == 0 })
+	unblock()
+	f.exec(t, `CREATE SCHEMA reports CREATE VIEW went AS SELECT * FROM `+fence+`.idempotency_records`)
+	f.run(t, again...).expect(t, cli.ExitFailed, append(left, "view reports.went")...).without(t, "suspended")
+	f.exec(t, `DROP SCHEMA reports CASCADE`)
+	f.run(t, again...).expect(t, cli.ExitOK, "is in cluster eu-2")
+	if f.exists(t, fenced) {
+		t.Error("it is still there")
+	}
 }
 
 // TestMigrateBesideAMove: a tenant that is being moved has not failed, nor has one that went

@@ -62,14 +62,29 @@ func (t *transfer) copy(ctx context.Context) (tables []Table, err error) {
 
 // dropCopy drops what was copied and has not got the schema's name.
 func (t *transfer) dropCopy(ctx context.Context) error {
-	if _, err := t.target.Exec(ctx, `SELECT set_config('lock_timeout', $1, false)`, t.lockMillis()); err != nil {
-		return fmt.Errorf("move: cluster %q: %w", t.to.name, err)
+	return t.dropFenced(ctx, t.to, t.target, "the copy")
+}
+
+// dropOriginal drops what was copied, where the tenant was. The move is done by then.
+func (t *transfer) dropOriginal(ctx context.Context) error {
+	err := t.dropFenced(ctx, t.from, t.source, "the original")
+	if err != nil {
+		return fmt.Errorf("org %s has been moved to cluster %q, but schema %s, its old copy, is left in cluster %q; move it to cluster %q again, which drops that: %w",
+			t.tenant.OrgID, t.to.name, t.fenced, t.from.name, t.to.name, err)
 	}
-	err := t.patiently(ctx, fmt.Sprintf("transactions use the copy %s in cluster %q,", t.fenced, t.to.name), func() error {
-		return dropSchema(ctx, t.target, t.to, t.fenced.String())
+	return nil
+}
+
+// dropFenced drops the fenced schema in a cluster, if it is there.
+func (t *transfer) dropFenced(ctx context.Context, c cluster, conn *pgx.Conn, what string) error {
+	if _, err := conn.Exec(ctx, `SELECT set_config('lock_timeout', $1, false)`, t.lockMillis()); err != nil {
+		return fmt.Errorf("move: cluster %q: %w", c.name, err)
+	}
+	err := t.patiently(ctx, fmt.Sprintf("transactions use %s %s in cluster %q,", what, t.fenced, c.name), func() error {
+		return dropSchema(ctx, conn, c, t.fenced.String())
 	})
-	if _, resetErr := t.target.Exec(ctx, `RESET lock_timeout`); resetErr != nil && err == nil {
-		err = fmt.Errorf("move: cluster %q: %w", t.to.name, resetErr)
+	if _, resetErr := conn.Exec(ctx, `RESET lock_timeout`); resetErr != nil && err == nil {
+		err = fmt.Errorf("move: cluster %q: %w", c.name, resetErr)
 	}
 	return err
 }

@@ -6,7 +6,8 @@ var (
 	// ErrBusy is returned when attempts of the tenant were still in progress, or its tables or
 	// what moves have left of it locked, at the end of the time that [WithDrainTimeout] gives.
 	// The tenant is served again where it is, unless it is its fence there that cannot be taken
-	// away: run Move again then, or [Mover.Cancel].
+	// away: run Move again then, or [Mover.Cancel]. Where it is what the tenant has left in its
+	// old place that is locked, the move is done, and to run it again drops that.
 	ErrBusy = errors.New("move: tenant is busy")
 
 	// ErrDiffers is returned when the copy is not what was copied. The tenant stays

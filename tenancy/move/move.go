@@ -226,7 +226,9 @@ type Table struct {
 // moved on since.
 //
 // The error wraps [ErrBusy] if the tenant could not be stopped in time, or its place in the
-// other cluster not be had; it is served again where it is then, as the report's tenant says.
+// other cluster not be had; it is served again where it is then, as the report's tenant says. It
+// wraps ErrBusy as well where the tenant has been moved, as the report's tenant says too, and others
+// keep what it has left from being dropped: run Move again, which does that.
 // After any other error the tenant stays suspended, if it came to that: run Move again, or
 // [Mover.Cancel].
 func (m *Mover) Move(ctx context.Context, orgID uuid.UUID, to string) (Report, error) {
@@ -512,7 +514,7 @@ func (t *transfer) finish(ctx context.Context) error {
 	if copied, _, err := t.arrived(ctx); err != nil || !copied {
 		return errors.Join(err, fmt.Errorf("move: schema %s is missing in cluster %q; its fenced original is kept", t.tenant.Schema, t.to.name))
 	}
-	if err := dropSchema(ctx, t.source, t.from, t.fenced.String()); err != nil {
+	if err := t.dropOriginal(ctx); err != nil {
 		return err
 	}
 	return t.unmark(ctx)
@@ -618,7 +620,7 @@ func (t *transfer) dropLeftover(ctx context.Context) error {
 	case !found, t.isTombstone(comment):
 		return fmt.Errorf("move: schema %s is missing in cluster %q; what cluster %q has of it is kept", t.tenant.Schema, t.to.name, t.from.name)
 	case fenced:
-		if err := dropSchema(ctx, t.source, t.from, t.fenced.String()); err != nil {
+		if err := t.dropOriginal(ctx); err != nil {
 			return err
 		}
 	}

@@ -169,3 +169,45 @@ func TestMoveBackOntoAFilledTombstone(t *testing.T) {
 	}
 	w.is(t, tenant, "a", registry.Active)
 }
+
+// TestMoveBesideAReaderOfTheOriginal: the tenant is served where it has come to, and what it has
+// left goes when the move is run again.
+func TestMoveBesideAReaderOfTheOriginal(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	tenant := w.newTenant(t, "a")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	tx, err := w.pools["a"].Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	m := w.impatient(t, move.WithProgress(func(s move.Step) {
+		if s != move.Dropping {
+			return
+		}
+		if _, err := tx.Exec(ctx, fmt.Sprintf(`SELECT count(*) FROM moving_%x.payments`, tenant.OrgID[:])); err != nil {
+			t.Error(err)
+		}
+	}))
+	for range 2 { // the second has nothing but that to do
+		report, err := m.Move(ctx, tenant.OrgID, "b")
+		if now := report.Tenant; !errors.Is(err, move.ErrBusy) || now.Cluster != "b" || now.Moving || now.State != registry.Active {
+			t.Fatalf("%+v, %v; want ErrBusy and the tenant active in b", now, err)
+		}
+		for _, says := range []string{`has been moved to cluster "b"`, fmt.Sprintf(`schema moving_%x, its old copy, is left in cluster "a"`, tenant.OrgID[:]), `move it to cluster "b" again, which drops that`} {
+			if !strings.Contains(err.Error(), says) {
+				t.Errorf("%v; want it to say %q", err, says)
+			}
+		}
+	}
+	if err := tx.Rollback(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.mover(t).Move(ctx, tenant.OrgID, "b"); err != nil {
+		t.Fatal(err)
+	}
+	w.is(t, tenant, "b", registry.Active)
+	w.refuses(t, tenant, "a", "b")
+}

@@ -57,9 +57,9 @@ func TestGenerations(t *testing.T) {
 		}
 	}
 	refused(tenancy.ErrUnknownTenant)
-	anew := add()
-	var err error
-	if anew, err = r.SetState(ctx, org, registry.Active); err != nil { // so that it could be moved
+	add()
+	anew, err := r.SetState(ctx, org, registry.Active) // so that it could be moved
+	if err != nil {
 		t.Fatal(err)
 	}
 	refused(registry.ErrReplaced)
