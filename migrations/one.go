@@ -39,8 +39,8 @@ type Result struct {
 	From, To int64
 	// Err is set if Outcome is Failed. It wraps a *pgconn.PgError where the server said it.
 	Err error
-	// Tries is how often the tenant was tried; more than once if it was busy or being moved. It is 0 if one
-	// of the queries that look at many schemas told that there was nothing to do.
+	// Tries is how often the tenant was tried; more than once if it was busy or being moved. It is
+	// 0 if one of the queries that look at many schemas told that there was nothing to do.
 	Tries int
 	// Duration is the time that the tries took, without the pauses between them.
 	Duration time.Duration

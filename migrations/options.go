@@ -83,9 +83,9 @@ func WithStatementTimeout(d time.Duration) Option {
 	return func(c *config) { c.statementTimeout = d }
 }
 
-// WithTries sets how often a tenant is tried that is busy or being moved, and how long it is left alone
-// after the first time; the pause doubles, up to 5 seconds. Defaults to 10 tries and 250 ms,
-// which comes to half a minute.
+// WithTries sets how often a tenant is tried that is busy or being moved, and how long it is left
+// alone after the first time; the pause doubles, up to 5 seconds. Defaults to 10 tries and 250
+// ms, which comes to half a minute.
 func WithTries(n int, pause time.Duration) Option {
 	return func(c *config) { c.tries, c.pause = n, pause }
 }
