@@ -68,6 +68,7 @@ func TestAllGoesOnWithOneConnection(t *testing.T) {
 	if _, err := migrations.All(t.Context(), url, migrations.Schemas(schemas...)); err != nil {
 		t.Fatal(err)
 	}
+	leave(t, pool, role)
 	run(t, pool, `ALTER ROLE `+role+` CONNECTION LIMIT 1`)
 	tx, err := pool.Begin(t.Context())
 	if err != nil {
@@ -83,6 +84,24 @@ func TestAllGoesOnWithOneConnection(t *testing.T) {
 		migrations.WithFS(upTo(t, latest, another)))
 	if err != nil || report.Migrated != 3 || report.Refused == 0 {
 		t.Errorf("%+v, %v", report, err)
+	}
+}
+
+// leave waits until the server has taken leave of all connections of the role, which have been
+// closed: until then they count.
+func leave(t *testing.T, pool *pgxpool.Pool, role string) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		var left int
+		if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE usename = $1`, role).Scan(&left); err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case left == 0:
+			return
+		case time.Now().After(deadline):
+			t.Fatalf("%d connections are left", left)
+		}
 	}
 }
 
