@@ -66,12 +66,12 @@ type middleware struct {
 
 // ServeHTTP implements [http.Handler].
 func (m *middleware) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !slices.Contains(m.methods, r.Method) || m.exclude.Match(r) {
-		m.next.ServeHTTP(w, r)
+	lines := r.Header[HeaderKey]
+	if len(lines) == 0 && m.requireKey == nil && !m.requireKeyAlways {
+		m.next.ServeHTTP(w, r) // whatever the method and the route
 		return
 	}
-	lines := r.Header[HeaderKey]
-	if len(lines) == 0 && !m.keyRequired(r) {
+	if !slices.Contains(m.methods, r.Method) || m.exclude.Match(r) || len(lines) == 0 && !m.keyRequired(r) {
 		m.next.ServeHTTP(w, r)
 		return
 	}

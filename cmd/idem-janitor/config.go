@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -35,7 +36,23 @@ type config struct {
 
 	json, quiet, version bool
 
-	pool *pgxpool.Config
+	serverLists []string // of --server, not read yet
+	databases   []database
+}
+
+// database is one that is visited: that of --database-url, whose cluster has no name, or that
+// of a cluster.
+type database struct {
+	cluster string
+	config  *pgxpool.Config
+}
+
+// in says of which cluster something is, where it has a name.
+func in(cluster string) string {
+	if cluster == "" {
+		return ""
+	}
+	return " in " + cluster
 }
 
 // parseConfig reads the flags and, for those that are not given, the variables.
@@ -55,12 +72,39 @@ func parseConfig(args []string, getenv func(string) string) (config, error) {
 	if err := applyEnv(flags, getenv); err != nil {
 		return config{}, err
 	}
-	var err error
-	cfg.pool, err = cli.Database{
-		URL: cfg.databaseURL, Application: "idem-janitor", Connections: cfg.workers,
-		StatementTimeout: cfg.statementTimeout, LockTimeout: cfg.lockTimeout,
-	}.PoolConfig()
-	return cfg, err
+	return cfg, cfg.readDatabases()
+}
+
+// readDatabases finds out which databases are to be visited. It connects to none.
+func (cfg *config) readDatabases() error {
+	servers := make(cli.Servers)
+	for _, list := range cfg.serverLists {
+		if err := servers.Add(list); err != nil {
+			return fmt.Errorf("--server or %s: %w", variable("server"), err)
+		}
+	}
+	if len(servers) > 0 && len(cfg.schemas) > 0 {
+		return errors.New("--schema goes with one database: give it with --database-url alone, as that of the cluster that the tenant is in")
+	}
+	clusters := slices.Sorted(maps.Keys(servers))
+	if cfg.databaseURL != "" || len(servers) == 0 {
+		clusters = append([]string{""}, clusters...)
+		servers[""] = cfg.databaseURL
+	}
+	for _, cluster := range clusters {
+		pool, err := cli.Database{
+			URL: servers[cluster], Application: "idem-janitor", Connections: cfg.workers,
+			StatementTimeout: cfg.statementTimeout, LockTimeout: cfg.lockTimeout,
+		}.PoolConfig()
+		if err != nil && cluster != "" {
+			err = fmt.Errorf("--server %s: %w", cluster, err)
+		}
+		if err != nil {
+			return err
+		}
+		cfg.databases = append(cfg.databases, database{cluster, pool})
+	}
+	return nil
 }
 
 // flags returns the flags, each of which writes to cfg, with the defaults set.
@@ -72,6 +116,10 @@ func (cfg *config) flags() *flag.FlagSet {
 	flags.Usage = func() {}
 
 	flags.StringVar(&cfg.databaseURL, "database-url", "", "`URL` of the database, or keyword=value pairs. The variable keeps its password out of the list of processes")
+	flags.Func("server", "`CLUSTER=URL` of the database of another cluster, visited in the same rounds; repeat it, or separate several by spaces. Give all clusters that the registry names; --database-url is that of the nameless one, and may be left out where it has no tenants", func(list string) error {
+		cfg.serverLists = append(cfg.serverLists, list) // read later: an error here would show it, passwords and all
+		return nil
+	})
 	flags.Func("schema", "visit only the tenant schema `NAME`; repeat it, or separate names by commas (default: every schema that holds a table of records)", cfg.addSchemas)
 	flags.BoolFunc("dry-run", "count what would be deleted, and delete nothing", cli.Boolean(&cfg.dryRun))
 	flags.Func("interval", "run a round every `D`, from start to start, until stopped; 0 runs one and exits (default 0). A round that takes longer is followed by the next at once", cli.Duration(&cfg.interval))

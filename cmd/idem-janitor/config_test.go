@@ -2,6 +2,7 @@ package main
 
 import (
 	"flag"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -35,6 +36,10 @@ func TestBadFlagsAndVariables(t *testing.T) {
 		"schema":             {args: []string{"--schema", "tenant_a,Robert'); DROP"}, want: []string{"-schema", "lower-case letters"}},
 		"schema empty":       {args: []string{"--schema", "tenant_a,"}, want: []string{"-schema", "empty"}},
 		"schema variable":    {env: map[string]string{"IDEM_JANITOR_SCHEMA": "public"}, want: []string{"IDEM_JANITOR_SCHEMA", `"public"`}},
+		"server":             {args: []string{"--server", "postgres://u:hunter2@h/d"}, want: []string{"--server", "CLUSTER=URL"}},
+		"server variable":    {env: map[string]string{"IDEM_JANITOR_SERVER": "eu=postgres://u:hunter2@h/d us"}, want: []string{"IDEM_JANITOR_SERVER", "CLUSTER=URL"}},
+		"server's URL":       {args: []string{"--server", "eu=postgres://u:hunter2@h:port/d"}, want: []string{"--server eu"}},
+		"server and schema":  {args: []string{"--server", "eu=" + anyURL, "--schema", "tenant_a"}, want: []string{"--schema goes with one database"}},
 		"two variables":      {env: map[string]string{"IDEM_JANITOR_BATCH": "x", "IDEM_JANITOR_PAUSE": "y"}, want: []string{"IDEM_JANITOR_BATCH", "IDEM_JANITOR_PAUSE"}},
 		"sslmode of the URL": {env: map[string]string{"DATABASE_URL": "postgres://u:hunter2%2F@h/d?sslmode=sometimes"}, want: []string{"DATABASE_URL", "sslmode"}},
 	} {
@@ -99,14 +104,14 @@ func TestEachFlagHasAVariable(t *testing.T) {
 		cfg.pause != 3*time.Millisecond || cfg.maxDuration != 4*time.Minute || !cfg.json || !cfg.quiet {
 		t.Errorf("%+v", cfg)
 	}
-	if p := cfg.pool.ConnConfig.RuntimeParams; p["statement_timeout"] != "5000" || p["lock_timeout"] != "6000" || p["application_name"] != "idem-janitor" {
+	if p := cfg.databases[0].config.ConnConfig.RuntimeParams; p["statement_timeout"] != "5000" || p["lock_timeout"] != "6000" || p["application_name"] != "idem-janitor" {
 		t.Errorf("parameters %v", p)
 	}
-	if cfg.pool.MaxConns != 2 || cfg.pool.ConnConfig.DefaultQueryExecMode != pgx.QueryExecModeExec {
-		t.Errorf("pool %+v", cfg.pool)
+	if cfg.databases[0].config.MaxConns != 2 || cfg.databases[0].config.ConnConfig.DefaultQueryExecMode != pgx.QueryExecModeExec {
+		t.Errorf("pool %+v", cfg.databases[0].config)
 	}
 	for name := range asked {
-		if values[name] == "" {
+		if values[name] == "" && name != "IDEM_JANITOR_SERVER" { // which goes without schemas, see below
 			t.Errorf("no value for %s in this test", name)
 		}
 	}
@@ -117,6 +122,26 @@ func TestEachFlagHasAVariable(t *testing.T) {
 	}
 	if cfg.batch != 77 || len(cfg.schemas) != 1 || cfg.json || cfg.workers != 2 {
 		t.Errorf("flags do not win: %+v", cfg)
+	}
+
+	values["IDEM_JANITOR_SCHEMA"], values["IDEM_JANITOR_SERVER"] = "", "eu=postgres://j@eu/app us=postgres://j@us/app"
+	for databaseURL, want := range map[string][]string{anyURL: {"", "eu", "us"}, "": {"eu", "us"}} {
+		values["DATABASE_URL"] = databaseURL
+		if cfg, err = parseConfig(nil, getenv); err != nil {
+			t.Fatal(err)
+		}
+		var clusters []string
+		for _, db := range cfg.databases {
+			if clusters = append(clusters, db.cluster); db.cluster != "" && db.config.ConnConfig.Host != db.cluster {
+				t.Errorf("cluster %s is at %s", db.cluster, db.config.ConnConfig.Host)
+			}
+			if p := db.config.ConnConfig.RuntimeParams; p["statement_timeout"] != "5000" || db.config.MaxConns != 2 {
+				t.Errorf("cluster %s: %+v", db.cluster, p)
+			}
+		}
+		if !slices.Equal(clusters, want) {
+			t.Errorf("clusters %q, want %q", clusters, want)
+		}
 	}
 }
 
@@ -129,11 +154,11 @@ func TestDefaults(t *testing.T) {
 	if cfg.interval != 0 || cfg.batch != 2000 || cfg.workers != 4 || cfg.maxDuration != 0 || cfg.dryRun {
 		t.Errorf("%+v", cfg)
 	}
-	if cfg.pool.MinConns != 0 || cfg.pool.MaxConns != 4 || cfg.pool.ConnConfig.ConnectTimeout != cli.ConnectTimeout {
-		t.Errorf("%+v", cfg.pool)
+	if cfg.databases[0].config.MinConns != 0 || cfg.databases[0].config.MaxConns != 4 || cfg.databases[0].config.ConnConfig.ConnectTimeout != cli.ConnectTimeout {
+		t.Errorf("%+v", cfg.databases[0].config)
 	}
 	// PgBouncer refuses parameters that it does not know.
-	if p := cfg.pool.ConnConfig.RuntimeParams; len(p) != 1 {
+	if p := cfg.databases[0].config.ConnConfig.RuntimeParams; len(p) != 1 {
 		t.Errorf("parameters %v, want the application's name only", p)
 	}
 }

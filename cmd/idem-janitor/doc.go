@@ -1,14 +1,19 @@
 // Idem-janitor deletes the expired idempotency records of every tenant of a
-// database, once, for cron, or on an interval.
+// database, or of several, once, for cron, or on an interval.
 //
 //	DATABASE_URL=postgres://janitor@db/app idem-janitor --dry-run   # only counts
 //	DATABASE_URL=postgres://janitor@db/app idem-janitor
 //	DATABASE_URL=postgres://janitor@db/app idem-janitor --interval 1h --max-duration 10m
 //
+//	idem-janitor --database-url "$DB1" --server eu-2="$DB2"   # both clusters in one round
+//
 // It asks the catalog which schemas hold a table of records, or takes those of
 // --schema, and visits them in random order. Those of tenants that are being moved to
 // another cluster (moving_...) it passes over. What it deletes has expired and is
-// not leased; it may run beside the service, and beside other janitors. See
+// not leased; it may run beside the service, and beside other janitors. Where the registry
+// places tenants in several clusters, give it the database of each, or run one for each: a
+// cluster that is named nowhere is purged by nobody. One that cannot be reached stops no
+// other. See
 // idem-janitor --help for its flags, the environment variables behind them, and
 // its exit codes.
 //

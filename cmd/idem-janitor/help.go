@@ -8,7 +8,8 @@ import (
 	"github.com/pgidem/pgidem/internal/cli"
 )
 
-const helpHead = `idem-janitor deletes the expired idempotency records of all tenants of a database.
+const helpHead = `idem-janitor deletes the expired idempotency records of all tenants of a database, or
+of several.
 
 Usage:
   idem-janitor [flags]
@@ -17,6 +18,7 @@ Examples:
   idem-janitor --database-url postgres://janitor@db/app --dry-run
   idem-janitor --schema tenant_a,tenant_b
   idem-janitor --max-duration 5m --json             # from cron, every hour say
+  idem-janitor --server eu-1=postgres://janitor@db1/app --server eu-2=postgres://janitor@db2/app
   idem-janitor --interval 1h --pause 20ms --quiet   # as a service
 
 Flags, with the environment variable that is used where the flag is not given:
@@ -31,7 +33,8 @@ Exit codes:
   0    all tenants were purged, or there are none; with --interval: stopped by a signal
   1    at least one tenant failed; the others were visited all the same
   2    a flag or a variable is wrong
-  3    the database could not be reached, or its tenants not be listed
+  3    a database could not be reached, or its tenants not be listed; those of the others
+       were visited all the same
   4    --max-duration ended the round before all tenants were done; none had failed
   130  SIGINT ended the round likewise
   143  SIGTERM ended the round likewise

@@ -40,11 +40,19 @@ const (
 // outcome is what a round did to a tenant. The records are those that were deleted
 // or, in a dry run, would have been, whatever the state.
 type outcome struct {
-	schema  tenancy.Schema
+	tenant
 	state   state
 	records int64
 	err     error
 }
+
+// tenant is a schema of a cluster.
+type tenant struct {
+	cluster string // "" of --database-url
+	schema  tenancy.Schema
+}
+
+func (t tenant) String() string { return t.schema.String() + in(t.cluster) }
 
 // round is what one went through all tenants did.
 type round struct {
@@ -53,7 +61,7 @@ type round struct {
 	tenants  []outcome // in the order they were visited
 	unfit    error     // schemas with a table of records that cannot be a tenant's
 	stopped  error     // why tenants were left: errMaxDuration, or the end of the caller's context
-	err      error     // why there was no connection, or no list of tenants
+	err      error     // why there was no connection to a database, or no list of its tenants
 }
 
 func (r round) count(s state) (n int) {
@@ -91,7 +99,7 @@ func (r round) exitCode() int {
 type janitor struct {
 	cfg    config
 	report reporter
-	left   map[tenancy.Schema]bool // by the last round
+	left   map[tenant]bool // by the last round
 }
 
 // round visits all tenants once and reports what came of it.
@@ -100,10 +108,10 @@ func (j *janitor) round(ctx context.Context) round {
 	j.sweep(ctx, &r)
 	r.duration = time.Since(r.started)
 
-	j.left = make(map[tenancy.Schema]bool)
+	j.left = make(map[tenant]bool)
 	for _, o := range r.tenants {
 		if o.state == left {
-			j.left[o.schema] = true
+			j.left[o.tenant] = true
 		}
 	}
 	j.report.end(r)
@@ -111,42 +119,97 @@ func (j *janitor) round(ctx context.Context) round {
 }
 
 func (j *janitor) sweep(ctx context.Context, r *round) {
-	ctx, giveUp := context.WithCancelCause(ctx)
-	defer giveUp(nil)
 	if j.cfg.maxDuration > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, j.cfg.maxDuration, errMaxDuration)
 		defer cancel()
 	}
-
-	// The pool lives for a round: there is no connection to go stale in between.
-	cfg := j.cfg.pool.Copy()
-	cfg.AfterRelease = isFresh
-	pool, err := pgxpool.NewWithConfig(ctx, cfg)
-	if err != nil {
-		r.err = err
-		return
+	servers := make([]*server, len(j.cfg.databases))
+	var listing sync.WaitGroup
+	for i, db := range j.cfg.databases {
+		servers[i] = &server{database: db}
+		listing.Go(func() { servers[i].open(ctx, j.cfg.schemas) }) // at once: one that does not answer holds up nobody else
 	}
-	defer cli.ClosePool(pool)
-	schemas, err := j.tenants(ctx, pool, r)
-	if err != nil {
-		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, errMaxDuration) {
+	listing.Wait()
+	var tenants []outcome
+	visits := make(map[string]*server, len(servers))
+	for _, s := range servers {
+		defer s.close()
+		visits[s.cluster] = s
+		r.unfit = errors.Join(r.unfit, s.about(s.unfit))
+		if cause := context.Cause(ctx); s.err != nil && cause != nil && !errors.Is(cause, errMaxDuration) {
 			r.stopped = cause
 			return
 		}
-		r.err = err
-		return
+		for _, schema := range s.schemas {
+			tenants = append(tenants, outcome{tenant: tenant{s.cluster, schema}})
+		}
 	}
-
-	v := &visit{cfg: j.cfg, report: j.report, pool: pool, giveUp: giveUp}
-	j.report.begin(len(schemas))
-	r.tenants = v.all(ctx, schemas)
-	if r.count(left) > 0 {
+	j.order(tenants)
+	v := &visit{cfg: j.cfg, report: j.report, servers: visits}
+	if reached := slices.ContainsFunc(servers, func(s *server) bool { return s.err == nil }); reached {
+		j.report.begin(len(tenants))
+		v.all(ctx, tenants)
+		r.tenants = tenants
+	}
+	for _, s := range servers {
+		if lost, ok := errors.AsType[errLost](context.Cause(s.ctx)); ok && s.err == nil {
+			s.err = lost
+		}
+		r.err = errors.Join(r.err, s.about(s.err))
+	}
+	if ctx.Err() != nil && r.count(left) > 0 {
 		r.stopped = context.Cause(ctx)
 	}
-	if lost, ok := errors.AsType[errLost](r.stopped); ok {
-		r.err, r.stopped = lost, nil
+}
+
+// server is a database in one round. Its pool lives as long: there is no connection to go stale
+// in between.
+type server struct {
+	database
+	pool    *pgxpool.Pool
+	ctx     context.Context // ends with the round, and when the database has gone away
+	giveUp  context.CancelCauseFunc
+	schemas []tenancy.Schema
+	unfit   error
+	err     error // why there is no list of schemas
+}
+
+// open connects, and lists the schemas to visit: those of the catalog unless they are given.
+func (s *server) open(ctx context.Context, given []tenancy.Schema) {
+	s.ctx, s.giveUp = context.WithCancelCause(ctx)
+	cfg := s.config.Copy()
+	cfg.AfterRelease = isFresh
+	if s.pool, s.err = pgxpool.NewWithConfig(s.ctx, cfg); s.err != nil {
+		return
 	}
+	if err := s.pool.Ping(s.ctx); err != nil {
+		s.err = fmt.Errorf("connect: %w", err)
+		return
+	}
+	if len(given) > 0 {
+		s.schemas = given
+		return
+	}
+	s.schemas, s.err = pgstore.Schemas(s.ctx, s.pool)
+	if errors.Is(s.err, tenancy.ErrInvalidSchema) {
+		s.unfit, s.err = s.err, nil
+	}
+}
+
+func (s *server) close() {
+	s.giveUp(nil)
+	if s.pool != nil {
+		cli.ClosePool(s.pool)
+	}
+}
+
+// about names the cluster in an error, which may be nil.
+func (s *server) about(err error) error {
+	if err == nil || s.cluster == "" {
+		return err
+	}
+	return fmt.Errorf("cluster %s: %w", s.cluster, err)
 }
 
 // maxUses is how many statements a connection is for. A server process keeps what it has
@@ -164,86 +227,68 @@ func isFresh(conn *pgx.Conn) bool {
 	return n+1 < maxUses
 }
 
-// tenants returns the schemas to visit, in the order to visit them.
-func (j *janitor) tenants(ctx context.Context, pool *pgxpool.Pool, r *round) ([]tenancy.Schema, error) {
-	if err := pool.Ping(ctx); err != nil {
-		return nil, fmt.Errorf("connect: %w", err)
-	}
-	schemas := slices.Clone(j.cfg.schemas)
-	if len(schemas) == 0 {
-		var err error
-		schemas, err = pgstore.Schemas(ctx, pool)
+// order puts the tenants into the order in which they are visited: at random, first those that
+// the round before did not finish.
+func (j *janitor) order(tenants []outcome) {
+	rand.Shuffle(len(tenants), func(a, b int) { tenants[a], tenants[b] = tenants[b], tenants[a] })
+	slices.SortStableFunc(tenants, func(a, b outcome) int {
 		switch {
-		case errors.Is(err, tenancy.ErrInvalidSchema):
-			r.unfit = err
-		case err != nil:
-			return nil, err
-		}
-	}
-	rand.Shuffle(len(schemas), func(a, b int) { schemas[a], schemas[b] = schemas[b], schemas[a] })
-	slices.SortStableFunc(schemas, func(a, b tenancy.Schema) int {
-		switch {
-		case j.left[a] == j.left[b]:
+		case j.left[a.tenant] == j.left[b.tenant]:
 			return 0
-		case j.left[a]:
+		case j.left[a.tenant]:
 			return -1
 		}
 		return 1
 	})
-	return schemas, nil
 }
 
 // visit is one way through all tenants.
 type visit struct {
-	cfg    config
-	report reporter
-	pool   *pgxpool.Pool
-	giveUp context.CancelCauseFunc // ends the visit of all tenants
+	cfg     config
+	report  reporter
+	servers map[string]*server // by cluster
 }
 
-// all visits the tenants until ctx ends, several at a time. Its outcomes are in
-// the order of the schemas.
-func (v *visit) all(ctx context.Context, schemas []tenancy.Schema) []outcome {
-	outcomes := make([]outcome, len(schemas))
-	for i, schema := range schemas {
-		outcomes[i].schema = schema
-	}
+// all visits the tenants until ctx ends, several at a time, and notes what came of each.
+func (v *visit) all(ctx context.Context, outcomes []outcome) {
 	var next atomic.Int64
 	var workers sync.WaitGroup
-	for range min(v.cfg.workers, len(schemas)) {
+	for range min(v.cfg.workers, len(outcomes)) {
 		workers.Go(func() {
 			for ctx.Err() == nil {
 				i := int(next.Add(1)) - 1
 				if i >= len(outcomes) {
 					return
 				}
-				v.tenant(ctx, &outcomes[i])
-				v.report.tenant(outcomes[i])
+				o := &outcomes[i]
+				if s := v.servers[o.cluster]; s.ctx.Err() == nil {
+					v.tenant(s, o)
+					v.report.tenant(*o)
+				}
 			}
 		})
 	}
 	workers.Wait()
-	return outcomes
 }
 
 // tenant purges one tenant. A connection that was lost is no fault of the tenant's:
-// there is a second try if the database can be reached, and else none for any.
-func (v *visit) tenant(ctx context.Context, o *outcome) {
+// there is a second try if the database can be reached, and else none for any of it.
+func (v *visit) tenant(s *server, o *outcome) {
 	for retry := false; ; retry = true {
-		records, err := v.purge(ctx, o.schema)
+		records, err := v.purge(s, o.schema)
 		o.records += records
 		switch {
 		case err == nil:
 			o.state = done
 			return
-		case ctx.Err() != nil && (cli.IsLost(err) || cli.IsCancelled(err)):
+		case s.ctx.Err() != nil && (cli.IsLost(err) || cli.IsCancelled(err)):
 			return // left
 		case cli.IsLost(err) && !retry:
-			if pingErr := v.ping(ctx); pingErr != nil {
-				v.giveUp(errLost{pingErr})
+			if pingErr := s.ping(); pingErr != nil {
+				s.giveUp(errLost{pingErr})
 				return // left
 			}
-		case v.isGone(ctx, o.schema, err):
+		case v.isGone(s, o.schema, err):
 			o.state = dropped
 			return
 		default:
@@ -254,14 +299,14 @@ func (v *visit) tenant(ctx context.Context, o *outcome) {
 }
 
 // purge deletes what has expired or, in a dry run, counts it.
-func (v *visit) purge(ctx context.Context, schema tenancy.Schema) (int64, error) {
+func (v *visit) purge(s *server, schema tenancy.Schema) (int64, error) {
 	if v.cfg.dryRun {
-		n, err := pgstore.CountExpired(ctx, v.pool, schema)
+		n, err := pgstore.CountExpired(s.ctx, s.pool, schema)
 		v.report.progress(n)
 		return n, err
 	}
 	var told int64
-	return pgstore.Purge(ctx, v.pool, schema, pgstore.PurgeOptions{
+	return pgstore.Purge(s.ctx, s.pool, schema, pgstore.PurgeOptions{
 		Batch: v.cfg.batch,
 		Pause: v.cfg.pause,
 		Progress: func(deleted int64) {
@@ -272,21 +317,21 @@ func (v *visit) purge(ctx context.Context, schema tenancy.Schema) (int64, error)
 }
 
 // ping reports whether a new connection can be made.
-func (v *visit) ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, v.cfg.pool.ConnConfig.ConnectTimeout)
+func (s *server) ping() error {
+	ctx, cancel := context.WithTimeout(s.ctx, s.config.ConnConfig.ConnectTimeout)
 	defer cancel()
-	v.pool.Reset() // the others may be lost too
-	return v.pool.Ping(ctx)
+	s.pool.Reset() // the others may be lost too
+	return s.pool.Ping(ctx)
 }
 
 // isGone reports whether the catalog's schema was dropped since it was listed. A
 // schema that was asked for by name has to be there.
-func (v *visit) isGone(ctx context.Context, schema tenancy.Schema, err error) bool {
+func (v *visit) isGone(s *server, schema tenancy.Schema, err error) bool {
 	if len(v.cfg.schemas) > 0 || !errors.Is(err, tenancy.ErrUnknownTenant) {
 		return false
 	}
 	// A trigger of the tenant's that misses a table of its own gives the same
 	// error; counting runs no triggers.
-	_, err = pgstore.CountExpired(ctx, v.pool, schema)
+	_, err = pgstore.CountExpired(s.ctx, s.pool, schema)
 	return errors.Is(err, tenancy.ErrUnknownTenant)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -29,14 +30,15 @@ type roundJSON struct {
 	Left        int           `json:"tenants_left"`
 	Deleted     int64         `json:"records_deleted"`
 	WouldDelete *int64        `json:"records_to_delete,omitempty"` // of a dry run
-	Purged      []tenantJSON  `json:"purged"`                      // those that had expired records, by name
+	Purged      []tenantJSON  `json:"purged"`                      // those that had expired records, by cluster and name
 	Failures    []failureJSON `json:"failures"`
 	Stopped     string        `json:"stopped,omitempty"` // why tenants are left
 	Warning     string        `json:"warning,omitempty"`
-	Error       string        `json:"error,omitempty"` // no connection, or no list of tenants
+	Error       string        `json:"error,omitempty"` // no connection to a database, or no list of its tenants
 }
 
 type tenantJSON struct {
+	Cluster string `json:"cluster,omitempty"` // of --server
 	Schema  string `json:"schema"`
 	Records int64  `json:"records"`
 }
@@ -62,9 +64,11 @@ func (j *jsonReport) end(r round) {
 	} else {
 		object.Deleted = n
 	}
-	byName := func(a, b outcome) int { return strings.Compare(a.schema.String(), b.schema.String()) }
+	byName := func(a, b outcome) int {
+		return cmp.Or(strings.Compare(a.cluster, b.cluster), strings.Compare(a.schema.String(), b.schema.String()))
+	}
 	for _, o := range slices.SortedFunc(slices.Values(r.tenants), byName) {
-		tenant := tenantJSON{Schema: o.schema.String(), Records: o.records}
+		tenant := tenantJSON{Cluster: o.cluster, Schema: o.schema.String(), Records: o.records}
 		if o.records > 0 {
 			object.Purged = append(object.Purged, tenant)
 		}
@@ -80,7 +84,7 @@ func (j *jsonReport) end(r round) {
 		object.Warning = cli.OneLine(r.unfit)
 	}
 	if r.err != nil {
-		object.Error = r.err.Error()
+		object.Error = cli.OneLine(r.err)
 	}
 	if err := json.NewEncoder(j.out).Encode(object); err != nil {
 		_, _ = fmt.Fprintf(j.err, "idem-janitor: write the report: %v\n", err)

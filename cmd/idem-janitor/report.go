@@ -87,13 +87,13 @@ func (t *textReport) tenant(o outcome) {
 	switch {
 	case o.state == failed:
 		t.clear()
-		t.errf("%s: %s%s", o.schema, t.partly(o.records), cli.OneLine(o.err))
+		t.errf("%s: %s%s", o.tenant, t.partly(o.records), cli.OneLine(o.err))
 	case o.state == dropped:
 		t.clear()
-		t.outf("%s: dropped meanwhile", o.schema)
+		t.outf("%s: dropped meanwhile", o.tenant)
 	case o.records > 0:
 		t.clear()
-		t.outf("%s: %s", o.schema, t.count(o.records))
+		t.outf("%s: %s", o.tenant, t.count(o.records))
 	}
 	if o.state == left {
 		return
@@ -127,7 +127,7 @@ func (t *textReport) end(r round) {
 	}
 	switch {
 	case len(r.tenants) == 0 && r.err == nil && r.stopped == nil:
-		t.outf("no tenants: no schema of the database holds a table of idempotency records")
+		t.outf("no tenants: no schema holds a table of idempotency records")
 	case t.terminal:
 		t.table(r)
 	case len(r.tenants) > 0 || r.stopped != nil:

@@ -29,7 +29,7 @@ type app struct {
 	stdout, stderr io.Writer
 
 	databaseURL string
-	servers     map[string]string // by the name of the cluster, but for the nameless one
+	servers     cli.Servers // by the name of the cluster, but for the nameless one
 	control     string
 	json        bool
 	yes         bool // of the verbs that ask
@@ -168,17 +168,10 @@ func (a *app) applyEnv(cmd *cobra.Command) error {
 }
 
 func (a *app) addServers(list string) error {
-	for part := range strings.FieldsSeq(list) {
-		name, databaseURL, ok := strings.Cut(part, "=")
-		if !ok || name == "" || strings.ContainsAny(name, ":/@") {
-			return errors.New("give CLUSTER=URL, such as eu=postgres://user@host:5432/name")
-		}
-		if a.servers == nil {
-			a.servers = make(map[string]string)
-		}
-		a.servers[name] = databaseURL
+	if a.servers == nil {
+		a.servers = make(cli.Servers)
 	}
-	return nil
+	return a.servers.Add(list)
 }
 
 // database says how to connect to the server of a cluster.
