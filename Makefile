@@ -37,6 +37,10 @@ test-race: ## Run the tests under the race detector
 integration: ## Run the store's suites in containers and through PgBouncer (needs both, or root on Debian)
 	scripts/integration.sh
 
+.PHONY: test-bench
+test-bench: ## Run the tests of the benchmarks' programs
+	cd bench && $(GO) test -race ./...
+
 .PHONY: routers
 routers: ## Run the end-to-end test of the middleware in each router
 	@set -e; for m in $(ADAPTERS) routers; do (cd $$m && $(GO) test -race ./...); done
@@ -115,7 +119,7 @@ readme: tools ## Run the commands of the README on a throw-away PostgreSQL
 	$(GO) run ./internal/pgtest/pgrun scripts/readme.sh
 
 .PHONY: ci
-ci: verify lint test test-race routers chaos-short demo readme ## All that must pass before a change lands
+ci: verify lint test test-race test-bench routers chaos-short demo readme ## All that must pass before a change lands
 
 .PHONY: tools
 tools: $(BIN)/sqlc $(BIN)/goose $(BIN)/golangci-lint $(BIN)/benchstat ## Build the pinned tools into .bin

@@ -242,6 +242,9 @@ func WithMaxRequestBytes(n int64) Option {
 // WithMaxResponseBytes bounds the response bodies that are kept. A larger one is
 // passed through to the client, and a tombstone is stored in its place: a retry
 // is answered with 409 and the original status. Defaults to 1 MiB.
+//
+// A response is held in memory until its outcome is stored, up to the bound; in a transaction
+// the whole of it, whatever its size, since nothing may be sent before the commit.
 func WithMaxResponseBytes(n int) Option {
 	return func(c *config) error {
 		c.maxResponseBytes = n

@@ -28,7 +28,7 @@ var errHandlerDone = errors.New("idempotency: response written to after the hand
 // attempt that comes to nothing leaves no trace.
 type recorder struct {
 	w        http.ResponseWriter
-	outer    http.Header  // what outer middleware had set; not changed
+	outer    http.Header  // what outer middleware had set; not changed, nor the values, which w's own map shares
 	header   http.Header  // what the handler sees
 	ctx      *lazyContext // the handler's
 	maxBytes int
@@ -55,7 +55,7 @@ type recorder struct {
 func (rec *recorder) begin(ctx *lazyContext, w http.ResponseWriter, method string, maxBytes int, held bool) {
 	rec.w, rec.ctx, rec.isHead, rec.maxBytes, rec.held = w, ctx, method == http.MethodHead, maxBytes, held
 	if outer := w.Header(); len(outer) > 0 {
-		rec.outer, rec.header = outer.Clone(), outer.Clone()
+		rec.outer, rec.header = maps.Clone(outer), outer.Clone()
 	} else {
 		rec.header = make(http.Header)
 	}

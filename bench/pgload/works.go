@@ -43,7 +43,7 @@ var works = []work{
 
 	{name: "first-apart", what: "first request, each by itself", base: "pgbench-pair", mode: "apart", keys: newKey, tenants: 1},
 	{name: "first-256-apart", what: "first request, 256 clients, each by itself", base: "pgbench-pair", mode: "apart", keys: newKey, tenants: 1, clients: 256},
-	{name: "first-256", what: "the same, together where there is no connection", base: "pgbench-pair", mode: "lease", keys: newKey, tenants: 1, clients: 256},
+	{name: "first-256", what: "the same, together", base: "pgbench-pair", mode: "lease", keys: newKey, tenants: 1, clients: 256},
 	{name: "first-256-few", what: "the same, few transactions at once", base: "pgbench-pair", mode: "few", keys: newKey, tenants: 1, clients: 256},
 	{name: "first-256-1000", what: "the same, of 1,000 tenants", base: "pgbench-pair", mode: "lease", keys: newKey, tenants: 1000, clients: 256},
 

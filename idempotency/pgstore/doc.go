@@ -23,10 +23,11 @@
 // statement each, compare-and-set on the fencing token. The handler runs without holding
 // a connection.
 //
-// Claims and completions that would have to wait for a connection wait together, and go in
-// one transaction and one round trip when there is one; so do replays. [WithCoalescing] has
-// them do so earlier. In one transaction, those of one schema are few statements, whatever
-// their number. docs/performance.md has what this is worth.
+// Claims and completions that find as many transactions under way as are worth having wait
+// together, and go in one transaction and one round trip when one of those has ended; so do
+// replays. How many are worth having is found out while it runs, and is the pool's connections
+// at most; [WithCoalescing] sets it. In one transaction, those of one schema are few statements,
+// whatever their number. docs/performance.md has what this is worth.
 //
 // All times are the database's. Every statement names its schema; nothing is ever
 // set on a connection, so the store works behind PgBouncer in transaction mode,

@@ -135,9 +135,15 @@ func WithCoalescing(n int) Option {
 // outcomes were not yet stored. A service that lives on goes on with such a request, and a
 // retry that comes after the crash does not find it in flight: both run, and only one of
 // them can store its outcome. So this is for handlers whose effects may happen twice at such
-// a moment, or are made once by whom they ask ([idempotency.ChildKey]). Nothing of a request
-// can be undone once its response was sent: its outcome is durable, and with it all that the
-// server's log had before it.
+// a moment, or are made once by whom they ask ([idempotency.ChildKey]).
+//
+// A request whose outcome is stored is safe, and so is the response that was sent for that. Not
+// so a response that is on its way before: one that streams, or that was sent as
+// [idempotency.DecisionCompleteFailed] because the server could not be reached for as long as
+// [idempotency.WithStoreTimeout]. If the crash has undone the claim, a retry then does not wait
+// for the lease to lapse, and runs at once. The request that [idempotency.WithRecoverable] keeps
+// is written with the claim and lost with it, so that no [Completer] finishes it; and
+// [idempotency.WithInterrupted] with [idempotency.Refuse] has no record to refuse a retry by.
 func WithRelaxedClaims() Option {
 	return func(s *Store) error {
 		s.relaxed = true
