@@ -36,10 +36,11 @@ func BenchmarkInFlight(b *testing.B) {
 		}},
 	} {
 		b.Run("work=in-flight/server=nethttp/impl="+impl.name, func(b *testing.B) {
-			var memory, goroutines float64
+			var heap, stacks, goroutines float64
 			for b.Loop() {
 				release = make(chan struct{})
-				h, org, before := impl.protect(handler), uuid.New(), inUse()
+				h, org := impl.protect(handler), uuid.New()
+				heapBefore, stacksBefore := inUse()
 				started := runtime.NumGoroutine()
 				running.Add(requests)
 				for i := range requests {
@@ -47,21 +48,24 @@ func BenchmarkInFlight(b *testing.B) {
 				}
 				running.Wait()
 				goroutines += float64(runtime.NumGoroutine()-started)/requests - 1
-				memory += float64(inUse()-before) / requests
+				heapNow, stacksNow := inUse()
+				heap += float64(heapNow-heapBefore) / requests
+				stacks += float64(stacksNow-stacksBefore) / requests
 				close(release)
 				done.Wait()
 			}
 			b.ReportMetric(0, "ns/op") // of no interest
-			b.ReportMetric(memory/float64(b.N), "bytes/request")
+			b.ReportMetric(heap/float64(b.N), "heap-bytes/request")
+			b.ReportMetric(stacks/float64(b.N), "stack-bytes/request")
 			b.ReportMetric(goroutines/float64(b.N), "goroutines/request")
 		})
 	}
 }
 
 // inUse is the memory of the heap and of stacks that is in use.
-func inUse() int64 {
+func inUse() (heap, stacks int64) {
 	var m runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc) + int64(m.StackInuse)
+	return int64(m.HeapAlloc), int64(m.StackInuse)
 }

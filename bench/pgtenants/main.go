@@ -43,6 +43,7 @@ type settings struct {
 	url      string
 	only     string
 	set      []pgtest.Option // of the new server
+	params   []string        // the same, to be printed
 }
 
 func main() {
@@ -86,7 +87,7 @@ func parse(args []string) (s settings, err error) {
 		if !ok || name == "" {
 			return errors.New("give NAME=VALUE")
 		}
-		s.set = append(s.set, pgtest.WithParameter(name, value))
+		s.set, s.params = append(s.set, pgtest.WithParameter(name, value)), append(s.params, text)
 		return nil
 	})
 	_ = flags.Parse(args) // ends the program instead

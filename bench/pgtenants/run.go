@@ -45,8 +45,8 @@ func run(ctx context.Context, s settings) (err error) {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%s; %d CPUs; %d connections; medians of %d rounds of %v; catalogs of %d MiB\n\n",
-		source, runtime.NumCPU(), s.conns, s.rounds, s.duration, catalogs>>20)
+	fmt.Printf("%s; %d CPUs; %d connections; medians of %d rounds of %v; catalogs of %d MiB; parameters set: %v\n\n",
+		source, runtime.NumCPU(), s.conns, s.rounds, s.duration, catalogs>>20, s.params)
 	for _, tenants := range s.tenants {
 		if err := s.measure(ctx, conn, url, tenants); err != nil {
 			return err
