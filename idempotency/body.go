@@ -53,37 +53,29 @@ func (x *exchange) readBody(hash *bodyHash) (body []byte, reason, cause error) {
 const believed = 64 << 10
 
 // bodies are buffers of requests that have ended.
-var bodies sync.Pool // of *[]byte
-
-// maxReused is the size of the largest buffer that is kept for another request.
-const maxReused = believed + 1
+var bodies buffers
 
 // buffer returns an empty buffer for at least so many bytes.
 func (x *exchange) buffer(size int) []byte {
-	kept, _ := bodies.Get().(*[]byte)
-	if kept == nil || cap(*kept) < size {
+	if x.emptied = bodies.get(size); x.emptied == nil {
 		return make([]byte, 0, size)
 	}
-	x.emptied = kept
-	return (*kept)[:0]
+	return *x.emptied
 }
 
 // reuse gives the buffer of a body to another request, unless somebody has seen it and may
 // hold it: a function of the user's, a store that keeps requests, or a handler that has left
 // a reader behind.
 func (x *exchange) reuse(body []byte, kept *KeptRequest) {
-	if cap(body) == 0 || cap(body) > maxReused || x.givenFingerprint || x.readers > 0 || kept != nil {
+	if x.givenFingerprint || x.readers > 0 || kept != nil {
 		return
 	}
-	if x.emptied == nil {
-		x.emptied = new([]byte)
-	}
-	*x.emptied = body[:0]
-	bodies.Put(x.emptied)
+	bodies.put(x.emptied, body)
 }
 
-// bodyReader is the body of a request, read before. A handler gets at the bytes through it
-// alone, so once it has ended, nobody has them.
+// bodyReader is the body of a request, read before. A handler gets copies of the bytes through
+// it alone, so once it has ended, nobody has the bytes themselves. For that it is no
+// [io.WriterTo], which would show them to any writer.
 type bodyReader struct {
 	mu     sync.Mutex
 	unread []byte
@@ -103,24 +95,6 @@ func (b *bodyReader) Read(p []byte) (int, error) {
 	n := copy(p, b.unread)
 	b.unread = b.unread[n:]
 	return n, nil
-}
-
-// WriteTo implements [io.WriterTo].
-func (b *bodyReader) WriteTo(w io.Writer) (int64, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	switch {
-	case b.ended:
-		return 0, http.ErrBodyReadAfterClose
-	case len(b.unread) == 0:
-		return 0, nil
-	}
-	n, err := w.Write(b.unread)
-	b.unread = b.unread[n:]
-	if err == nil && len(b.unread) > 0 {
-		err = io.ErrShortWrite
-	}
-	return int64(n), err
 }
 
 // Close implements [io.Closer]. What is left can still be read.

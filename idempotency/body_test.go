@@ -118,26 +118,52 @@ type writerFunc func(p []byte) (int, error)
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 // TestResponsesInPieces has handlers write their responses in pieces, in buffers that they
-// share one after the other: what is sent and what is replayed is each one's own.
+// share one after the other, some flushed on the way, too long to be kept, or broken off by a
+// panic: what is sent and what is replayed is each one's own.
 func TestResponsesInPieces(t *testing.T) {
 	t.Parallel()
 	const callers, requests = 8, 60
 	h := idempotency.Require(idempotency.NewMemoryStore(), idempotency.WithMaxResponseBytes(200_000))(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		size := 0
 		fmt.Sscan(r.URL.Query().Get("size"), &size)
+		query := r.URL.Query()
 		piece := bytes.Repeat([]byte(r.Header.Get(idempotency.HeaderKey)[:1]), size/7+1)
-		for range 7 {
+		for n := range 7 {
 			if _, err := w.Write(piece); err != nil {
 				t.Error(err)
+			}
+			if n == 3 && query.Has("flush") {
+				w.(http.Flusher).Flush()
+			}
+			if n == 5 && query.Has("panic") {
+				panic(http.ErrAbortHandler)
 			}
 		}
 		clear(piece) // the handler's own
 	}))
-	send := func(own string, i int) (body string, replayed bool) {
+	serve := func(own, key, query string) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
-		r := announced(t, own+fmt.Sprint(i), "{}", 2)
-		r.URL.RawQuery = fmt.Sprintf("size=%d", (i*i*97)%190_000)
+		r := announced(t, own+key, "{}", 2)
+		r.URL.RawQuery = query
+		defer func() {
+			if what := recover(); what != nil && what != http.ErrAbortHandler {
+				t.Error(what)
+			}
+		}()
 		h.ServeHTTP(w, r)
+		return w
+	}
+	send := func(own string, i int) (body string, replayed bool) {
+		size := (i * i * 97) % 190_000
+		serve(own, fmt.Sprint("panic", i), fmt.Sprintf("size=%d&panic", size))
+		if w := serve(own, fmt.Sprint("long", i), "size=300000"); w.Code == http.StatusOK && strings.Trim(w.Body.String(), own) != "" {
+			t.Errorf("%s%d: a long response has bytes of another", own, i)
+		}
+		query := fmt.Sprintf("size=%d", size)
+		if i%3 == 0 {
+			query += "&flush"
+		}
+		w := serve(own, fmt.Sprint(i), query)
 		return w.Body.String(), w.Header().Get("Idempotency-Replayed") != ""
 	}
 	var all sync.WaitGroup

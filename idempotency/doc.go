@@ -157,6 +157,9 @@
 // response streams from then on, and is recorded as it goes. Informational (1xx)
 // responses go out at once. Trailers are passed through and not stored.
 //
+// The request's body has been read by then, and ends with its handler, as net/http's does: a
+// goroutine that is left behind and reads on gets [net/http.ErrBodyReadAfterClose].
+//
 // # Transactions
 //
 // A store may run each handler in a transaction of its own, as pgstore's does when it

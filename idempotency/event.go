@@ -119,7 +119,7 @@ type Event struct {
 	Reruns int
 	// Claim, Wait, Handler and Complete are how long the store's claim, waiting for
 	// another attempt ([WithWait]), the handler, and storing or releasing its outcome
-	// took; zero where there was none.
+	// took; zero where there was none. That of the handler is from the claim's end.
 	Claim, Wait, Handler, Complete time.Duration
 	// Instance is that of the [Problem] that was answered, or empty.
 	Instance string

@@ -185,29 +185,33 @@ func (rec *recorder) record(n int) bool {
 
 // responses are buffers in which bodies grow that are written piece by piece. Nobody but a
 // recorder sees what is in them.
-var responses sync.Pool // of *[]byte
+var responses buffers
 
 // reserve has the body go on in a shared buffer when n more bytes do not fit: one that is
 // written at once is the recorder's own from the start.
 func (rec *recorder) reserve(n int) {
 	size := len(rec.body) + n
-	if len(rec.body) == 0 || size <= cap(rec.body) {
+	if len(rec.body) == 0 || size <= cap(rec.body) || size > maxReused {
 		return
 	}
-	if rec.lent == nil {
-		rec.lent, _ = responses.Get().(*[]byte)
-		if rec.lent == nil {
-			rec.lent = new([]byte)
-		}
-		if size <= cap(*rec.lent) {
-			rec.body = append((*rec.lent)[:0], rec.body...)
-			return
-		}
+	before, body := rec.lent, rec.body
+	if rec.lent = responses.get(size); rec.lent == nil {
+		fresh := make([]byte, 0, roomFor(size))
+		rec.lent = &fresh
 	}
-	if size <= maxReused { // so that it can be used again
-		grown := make([]byte, 0, min(max(4<<10, 2*size), maxReused))
-		rec.body = append(grown, rec.body...)
+	rec.body = append(*rec.lent, body...)
+	if before != nil {
+		responses.put(before, body)
 	}
+}
+
+// roomFor is how large a buffer is for so many bytes: some more, and never just too large to be
+// used again.
+func roomFor(size int) int {
+	if size <= smallBuffer {
+		return smallBuffer
+	}
+	return min(2*size, maxReused)
 }
 
 // settle makes the body the recorder's own, and of the size that it has in the end.
@@ -216,8 +220,9 @@ func (rec *recorder) settle() {
 		return
 	}
 	if rec.body != nil && cap(rec.body) <= maxReused {
-		*rec.lent, rec.body = rec.body[:0], bytes.Clone(rec.body)
-		responses.Put(rec.lent)
+		shared := rec.body
+		rec.body = bytes.Clone(shared)
+		responses.put(rec.lent, shared)
 	}
 	rec.lent = nil
 }
@@ -241,6 +246,7 @@ func (rec *recorder) send() {
 	}
 	rec.w.WriteHeader(rec.status)
 	if len(rec.body) > 0 {
+		rec.lent = nil // whoever has seen it may hold it
 		_, err := rec.w.Write(rec.body)
 		rec.failed(err)
 	}

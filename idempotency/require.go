@@ -637,13 +637,18 @@ func (x *exchange) outcome(rec *recorder) response {
 // to break it off each time; the rest of the time is for finding out what became of it.
 func (x *exchange) complete(c Claim, outcome response, inTx bool) error {
 	if x.memory != nil {
+		tells := x.tells(x.r.Context(), slog.LevelDebug)
+		if tells {
+			x.lap()
+		}
 		err := x.memory.complete(x.kept, c.Token, outcome.compact())
 		x.settled = true
-		if err != nil || x.tells(x.r.Context(), slog.LevelDebug) {
+		if tells {
 			x.event.Complete = x.lap()
 		}
 		return err
 	}
+	x.lap()
 	defer func() { x.event.Complete = x.lap() }()
 	record := outcome.record()
 	record.OrgID, record.Key = c.OrgID, c.Key
@@ -673,6 +678,7 @@ func (x *exchange) complete(c Claim, outcome response, inTx bool) error {
 // ends by itself when the lease lapses. It reports whether the attempt came to nothing
 // only because of others beside it, and may run again.
 func (x *exchange) release(c Claim) (again bool) {
+	x.lap()
 	defer func() { x.event.Complete = x.lap() }()
 	if x.memory != nil {
 		x.releaseErr = x.memory.release(c)
