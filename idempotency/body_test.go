@@ -146,8 +146,8 @@ func TestResponsesInPieces(t *testing.T) {
 		r := announced(t, own+key, "{}", 2)
 		r.URL.RawQuery = query
 		defer func() {
-			if what := recover(); what != nil && what != http.ErrAbortHandler {
-				t.Error(what)
+			if err, _ := recover().(error); err != nil && !errors.Is(err, http.ErrAbortHandler) {
+				t.Error(err)
 			}
 		}()
 		h.ServeHTTP(w, r)
@@ -185,4 +185,46 @@ func TestResponsesInPieces(t *testing.T) {
 		})
 	}
 	all.Wait()
+}
+
+// keepingWriter is a ResponseWriter that keeps what it is given, against the contract of
+// [io.Writer].
+type keepingWriter struct {
+	header http.Header
+	kept   *[][]byte
+}
+
+func (w keepingWriter) Header() http.Header         { return w.header }
+func (w keepingWriter) WriteHeader(int)             {}
+func (w keepingWriter) Write(p []byte) (int, error) { *w.kept = append(*w.kept, p); return len(p), nil }
+func (w keepingWriter) Flush()                      {}
+
+// TestWritersThatKeepWhatTheyAreGiven see no other's bytes for that, neither one that a handler
+// copies its request to, nor one around the middleware that gets a response before its end.
+func TestWritersThatKeepWhatTheyAreGiven(t *testing.T) {
+	t.Parallel()
+	kept := make(map[string]*[][]byte)
+	h := idempotency.Require(idempotency.NewMemoryStore())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		own := r.Header.Get(idempotency.HeaderKey)
+		if _, err := io.Copy(keepingWriter{kept: kept[own]}, r.Body); err != nil {
+			t.Error(err)
+		}
+		for range 6 {
+			io.WriteString(w, strings.Repeat(own[:1], 500))
+		}
+		w.(http.Flusher).Flush()
+		io.WriteString(w, strings.Repeat(own[:1], 5000))
+	}))
+	for i := range 300 {
+		own := string(rune('a'+i%26)) + fmt.Sprint(i)
+		kept[own] = new([][]byte)
+		body := strings.Repeat(own[:1], 1000+i)
+		h.ServeHTTP(keepingWriter{http.Header{}, kept[own]}, announced(t, own, body, int64(len(body))))
+	}
+	for own, pieces := range kept {
+		all := bytes.Join(*pieces, nil)
+		if n := bytes.Count(all, []byte(own[:1])); n != len(all) || n < 9000 {
+			t.Errorf("%s: %d bytes, %d of them its own", own, len(all), n)
+		}
+	}
 }
