@@ -170,6 +170,39 @@ func TestRunsEndWithoutAnAnswer(t *testing.T) {
 	}
 }
 
+// TestUpStopsWithoutAConnection: the schemas after the one for which it got none would wait as
+// long each.
+func TestUpStopsWithoutAConnection(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	cfg := pool.Config().ConnConfig
+	schemas := tenants(t, 14)
+	url := fmt.Sprintf("host=127.0.0.1 port=%d dbname=%s user=%s password='%s' sslmode=disable", newSilence(t, cfg, 1), cfg.Database, cfg.User, cfg.Password)
+	err := migrations.UpWithin(t.Context(), url, 3*time.Second, schemas...)
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); !ok {
+		t.Fatal(err)
+	}
+	for _, says := range []string{"schema " + schemas[1].String() + ": ", "not reached for want of a connection: " + schemas[2].String() + ", " + schemas[3].String(), schemas[11].String() + " and 2 more; run again"} {
+		if !strings.Contains(err.Error(), says) {
+			t.Errorf("%v; want it to say %q", err, says)
+		}
+	}
+	if !exists(t, pool, schemas[0]) || exists(t, pool, schemas[1]) {
+		t.Error("the first is not there, or the second is")
+	}
+
+	// That is not so of what fails for itself.
+	run(t, pool, `DROP TABLE `+schemas[0].Quoted()+`.idempotency_db_version; CREATE VIEW `+schemas[0].Quoted()+`.idempotency_db_version AS SELECT 1`)
+	if err := migrations.Up(t.Context(), pool.Config().ConnString(), schemas[:2]...); err == nil || strings.Contains(err.Error(), "not reached") || !exists(t, pool, schemas[1]) {
+		t.Errorf("beside one that fails: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := migrations.Up(ctx, pool.Config().ConnString(), schemas[:2]...); !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "not reached: "+schemas[1].String()+": context canceled") {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
 func schemasOf(targets iter.Seq2[migrations.Target, error]) (list []tenancy.Schema) {
 	for target := range targets {
 		list = append(list, target.Schema)

@@ -50,7 +50,7 @@ func ifMoved(schema tenancy.Schema, comment string, fenced bool) error {
 	case !ok:
 		return nil
 	case fenced:
-		return fmt.Errorf("%w: org %s is on its way to cluster %q, or has come there, and schema %s is still here: run again after the move; if none is under way, move it there again, which finishes that, or cancel",
+		return fmt.Errorf("%w: org %s is on its way to cluster %q, or has come there, and schema %s is still here: run again after the move; if none is under way, ask the registry where it is or goes, and move it there again, or cancel if it is still being moved",
 			ErrMoving, tombstone.OrgID, tombstone.Cluster, moved.Fence(tombstone.OrgID))
 	}
 	return fmt.Errorf("%w: org %s went to cluster %q, and is to be migrated there: ask the registry where it is; if no registry knows it, drop the schema %s by hand",

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgidem/pgidem/internal/pgtest"
@@ -58,6 +61,53 @@ func TestAllBringsNobodyBack(t *testing.T) {
 				t.Error("the schema that was dropped is there again, or the other is not")
 			}
 		})
+	}
+}
+
+// TestOneBringsNobodyBack who is dropped after it has looked at the schema, and before it has read
+// what the schema has had.
+func TestOneBringsNobodyBack(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.NewPool(t)
+	target := migrations.Target{Schema: parse(t, "acme"), OrgID: uuid.New()}
+	if _, err := migrations.All(t.Context(), pool.Config().ConnString(), only(target)); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	var group sync.WaitGroup
+	defer group.Wait()
+	err = pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(t.Context(), `DROP SCHEMA acme CASCADE`); err != nil {
+			return err
+		}
+		group.Go(func() {
+			result, err := migrations.One(t.Context(), conn.Conn(), target, migrations.WithLockTimeout(time.Minute))
+			if !errors.Is(err, migrations.ErrAbsent) || exists(t, pool, target.Schema) {
+				t.Errorf("%+v, %v", result, err)
+			}
+		})
+		return waitsForALock(t, pool)
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// waitsForALock waits until somebody does.
+func waitsForALock(t *testing.T, pool *pgxpool.Pool) error {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		var waiting bool
+		if err := pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`).Scan(&waiting); err != nil || waiting {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return errors.New("nobody waits for a lock")
+		}
 	}
 }
 

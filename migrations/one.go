@@ -145,6 +145,7 @@ func (r *runner) advance(ctx context.Context, conn *pgx.Conn, result *Result) (d
 	now, err := r.enter(ctx, conn, result.Target)
 	if code := sqlState(err); code == "42703" || code == "42P01" { // undefined_column, undefined_table
 		// What was a table of versions a moment ago may be gone by now, or a tombstone's view.
+		result.before.exists, result.before.table = true, true
 		abandon(ctx, conn)
 		now, err = r.enter(ctx, conn, result.Target)
 	}

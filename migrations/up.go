@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io/fs"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -66,8 +67,10 @@ const lockWaitSeconds = 300
 //
 // Each migration is a transaction, so one that fails leaves nothing behind. A
 // schema that fails does not keep the others from being migrated; the errors are
-// joined and each names its schema. Up stops when ctx ends, and waits for a server that does not
-// answer no longer than [All] does. The error of a tenant that was
+// joined and each names its schema. Up stops when ctx ends, and where it gets no connection, for
+// which it waits no longer than [All] does: the schemas are those of one database, and the rest
+// would wait as long each. The error names the first of those that were not reached, and says
+// how many they are. The error of a tenant that was
 // moved to another cluster wraps [ErrMoved], and that of one that is on its way [ErrMoving].
 func Up(ctx context.Context, databaseURL string, schemas ...tenancy.Schema) error {
 	return upEach(ctx, databaseURL, connectTimeout, schemas)
@@ -82,16 +85,39 @@ func upEach(ctx context.Context, databaseURL string, patience time.Duration, sch
 		return err
 	}
 	var errs []error
-	for _, schema := range schemas {
-		if ctx.Err() != nil {
-			errs = append(errs, fmt.Errorf("migrations: schema %s not reached: %w", schema, ctx.Err()))
+	for i, schema := range schemas {
+		err := up(ctx, cfg, schema, tenantSet)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("migrations: schema %s: %w", schema, err))
+		}
+		rest := schemas[i+1:]
+		if len(rest) == 0 {
 			break
 		}
-		if err := up(ctx, cfg, schema, tenantSet); err != nil {
-			errs = append(errs, fmt.Errorf("migrations: schema %s: %w", schema, err))
+		if ctx.Err() != nil {
+			errs = append(errs, fmt.Errorf("migrations: not reached: %s: %w", few(rest), ctx.Err()))
+			break
+		}
+		if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+			errs = append(errs, fmt.Errorf("migrations: not reached for want of a connection: %s; run again when the server gives one", few(rest)))
+			break
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// few names the first schemas of a list.
+func few(schemas []tenancy.Schema) string {
+	const most = 10
+	var names []string
+	for _, schema := range schemas[:min(most, len(schemas))] {
+		names = append(names, schema.String())
+	}
+	text := strings.Join(names, ", ")
+	if more := len(schemas) - most; more > 0 {
+		text = fmt.Sprintf("%s and %d more", text, more)
+	}
+	return text
 }
 
 func up(ctx context.Context, cfg *pgx.ConnConfig, schema tenancy.Schema, migrations set) (err error) {
