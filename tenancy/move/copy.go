@@ -67,9 +67,23 @@ func (t *transfer) dropCopy(ctx context.Context) error {
 
 // dropOriginal drops what was copied, where the tenant was. The move is done by then.
 func (t *transfer) dropOriginal(ctx context.Context) error {
-	err := t.dropFenced(ctx, t.from, t.source, "the original")
-	if err != nil {
-		return fmt.Errorf("org %s has been moved to cluster %q, but schema %s, its old copy, is left in cluster %q; move it to cluster %q again, which drops that: %w",
+	if err := t.dropFenced(ctx, t.from, t.source, "the original"); err != nil {
+		return t.undropped(err)
+	}
+	return nil
+}
+
+// undropped says of the error of dropping the original how things are.
+func (t *transfer) undropped(err error) error {
+	return fmt.Errorf("org %s has been moved to cluster %q, but schema %s, its old copy, is left in cluster %q; move it to cluster %q again, which drops that: %w",
+		t.tenant.OrgID, t.to.name, t.fenced, t.from.name, t.to.name, err)
+}
+
+// dropLeft drops what an earlier move has left: the original of one that was cut off after the
+// switch, or the copy of one that was cancelled. Which of the two it is nothing tells for sure.
+func (t *transfer) dropLeft(ctx context.Context) error {
+	if err := t.dropFenced(ctx, t.from, t.source, "what a move has left,"); err != nil {
+		return fmt.Errorf("org %s is in cluster %q, but schema %s, which an earlier move has left, is still in cluster %q; move it to cluster %q again, which drops that: %w",
 			t.tenant.OrgID, t.to.name, t.fenced, t.from.name, t.to.name, err)
 	}
 	return nil

@@ -230,7 +230,9 @@ type Table struct {
 // wraps ErrBusy as well where the tenant has been moved, as the report's tenant says too, and others
 // keep what it has left from being dropped: run Move again, which does that.
 // After any other error the tenant stays suspended, if it came to that: run Move again, or
-// [Mover.Cancel].
+// [Mover.Cancel]. Only where the report's tenant is in the cluster to and no longer moving, it is
+// served there, or as it was before, and it is what it has left that could not be dropped: run
+// Move again.
 func (m *Mover) Move(ctx context.Context, orgID uuid.UUID, to string) (Report, error) {
 	target, err := m.cluster(to)
 	if err != nil {
@@ -460,6 +462,14 @@ func (t *transfer) start(ctx context.Context) (registry.Tenant, error) {
 func (t *transfer) run(ctx context.Context) (report Report, err error) {
 	report = Report{From: t.from.name, To: t.to.name}
 	began := time.Now()
+	// Others may have dropped the tenant, or moved it, before this run had the locks.
+	now, err := t.now(ctx)
+	if err != nil {
+		return report, err
+	}
+	if now.Cluster != t.from.name {
+		return report, fmt.Errorf("%w: move org %s from cluster %q to %q: it is in cluster %q by now", registry.ErrConflict, now.OrgID, t.from.name, t.to.name, now.Cluster)
+	}
 	if err := t.check(ctx); err != nil {
 		return report, err
 	}
@@ -511,8 +521,11 @@ func (t *transfer) run(ctx context.Context) (report Report, err error) {
 
 // finish drops what the tenant has left where it was, and then has its schema look as it did.
 func (t *transfer) finish(ctx context.Context) error {
-	if copied, _, err := t.arrived(ctx); err != nil || !copied {
-		return errors.Join(err, fmt.Errorf("move: schema %s is missing in cluster %q; its fenced original is kept", t.tenant.Schema, t.to.name))
+	switch copied, _, err := t.arrived(ctx); {
+	case err != nil: // nobody could look
+		return t.undropped(err)
+	case !copied:
+		return fmt.Errorf("move: schema %s is missing in cluster %q; its fenced original is kept", t.tenant.Schema, t.to.name)
 	}
 	if err := t.dropOriginal(ctx); err != nil {
 		return err
@@ -564,10 +577,12 @@ func (t *transfer) went(ctx context.Context) string {
 // when the source has nothing left: then a switch took place that the registry has lost.
 func (t *transfer) arrived(ctx context.Context) (copied, stranger bool, err error) {
 	comment, found, err := commentOf(ctx, t.target, t.tenant.Schema.String())
-	if err != nil || !found {
-		return false, false, err
+	if err != nil {
+		return false, false, fmt.Errorf("move: cluster %q: %w", t.to.name, err)
 	}
 	switch {
+	case !found:
+		return false, false, nil
 	case strings.HasPrefix(comment, markOf(t.tenant)):
 		return true, false, nil
 	case t.isTombstone(comment):
@@ -620,7 +635,7 @@ func (t *transfer) dropLeftover(ctx context.Context) error {
 	case !found, t.isTombstone(comment):
 		return fmt.Errorf("move: schema %s is missing in cluster %q; what cluster %q has of it is kept", t.tenant.Schema, t.to.name, t.from.name)
 	case fenced:
-		if err := t.dropOriginal(ctx); err != nil {
+		if err := t.dropLeft(ctx); err != nil {
 			return err
 		}
 	}

@@ -539,3 +539,43 @@ func TestMoveOfAnother(t *testing.T) {
 		w.is(t, tenant, "a", registry.Active)
 	}
 }
+
+// TestMoveOfOneThatIsGone: a process that had looked at a tenant that others have dropped since, or moved,
+// does not say that the registry is wrong.
+func TestMoveOfOneThatIsGone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for name, c := range map[string]struct {
+		meanwhile func(registry.Tenant) error
+		want      error
+	}{
+		"dropped": {func(tenant registry.Tenant) error { return w.tenants.Remove(t.Context(), tenant.OrgID) }, tenancy.ErrUnknownTenant},
+		"registered anew elsewhere": {func(tenant registry.Tenant) error {
+			if err := w.tenants.Remove(t.Context(), tenant.OrgID); err != nil {
+				return err
+			}
+			_, err := w.tenants.Add(t.Context(), registry.Tenant{OrgID: tenant.OrgID, Schema: tenant.Schema, Cluster: "c", State: registry.Active})
+			return err
+		}, registry.ErrReplaced},
+		"moved": {func(tenant registry.Tenant) error {
+			now, err := w.tenants.BeginMove(t.Context(), tenant.OrgID, "a", "c")
+			if err == nil {
+				_, err = w.tenants.FinishMove(t.Context(), tenant.OrgID, now.MoveID)
+			}
+			return err
+		}, registry.ErrConflict},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tenant := w.newTenant(t, "a")
+			late := w.mover(t, move.WithProgress(func(s move.Step) { t.Errorf("begun: %s", s) }), move.WithLooked(func() {
+				if err := c.meanwhile(tenant); err != nil {
+					t.Error(err)
+				}
+				w.exec(t, "a", `DROP SCHEMA `+tenant.Schema.Quoted()+` CASCADE`)
+			}))
+			if _, err := late.Move(t.Context(), tenant.OrgID, "b"); !errors.Is(err, c.want) || strings.Contains(err.Error(), "correct the placement") {
+				t.Errorf("%v; want %v", err, c.want)
+			}
+		})
+	}
+}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgidem/pgidem/internal/moved"
 	"github.com/pgidem/pgidem/tenancy/move"
 	"github.com/pgidem/pgidem/tenancy/registry"
 )
@@ -130,6 +131,11 @@ func TestCancelBesideAReaderOfTheCopy(t *testing.T) {
 		if !errors.Is(err, move.ErrBusy) || now.State != registry.Active || now.Moving {
 			t.Errorf("%+v, %v; want ErrBusy and the tenant active", now, err)
 		}
+		_, err = w.impatient(t).Move(ctx, tenant.OrgID, "a")
+		if !errors.Is(err, move.ErrBusy) || strings.Contains(err.Error(), "has been moved") || strings.Contains(err.Error(), "original") ||
+			!strings.Contains(err.Error(), `is in cluster "a", but schema `+moved.Fence(tenant.OrgID)+`, which an earlier move has left, is still in cluster "b"; move it to cluster "a" again`) {
+			t.Errorf("%v; want ErrBusy, and what is left where", err)
+		}
 		return nil
 	})
 	if err != nil {
@@ -191,12 +197,15 @@ func TestMoveBesideAReaderOfTheOriginal(t *testing.T) {
 			t.Error(err)
 		}
 	}))
-	for range 2 { // the second has nothing but that to do
+	for _, say := range [][]string{
+		{`has been moved to cluster "b"`, fmt.Sprintf(`schema moving_%x, its old copy, is left in cluster "a"`, tenant.OrgID[:])},
+		{`is in cluster "b"`, fmt.Sprintf(`schema moving_%x, which an earlier move has left, is still in cluster "a"`, tenant.OrgID[:])}, // which has nothing but that to do
+	} {
 		report, err := m.Move(ctx, tenant.OrgID, "b")
 		if now := report.Tenant; !errors.Is(err, move.ErrBusy) || now.Cluster != "b" || now.Moving || now.State != registry.Active {
 			t.Fatalf("%+v, %v; want ErrBusy and the tenant active in b", now, err)
 		}
-		for _, says := range []string{`has been moved to cluster "b"`, fmt.Sprintf(`schema moving_%x, its old copy, is left in cluster "a"`, tenant.OrgID[:]), `move it to cluster "b" again, which drops that`} {
+		for _, says := range append(say, `move it to cluster "b" again, which drops that`) {
 			if !strings.Contains(err.Error(), says) {
 				t.Errorf("%v; want it to say %q", err, says)
 			}
@@ -210,4 +219,48 @@ func TestMoveBesideAReaderOfTheOriginal(t *testing.T) {
 	}
 	w.is(t, tenant, "b", registry.Active)
 	w.refuses(t, tenant, "a", "b")
+}
+
+// TestMoveThatLosesACluster after the switch: nobody can look whether the copy is there, or drop
+// what it is a copy of. The tenant is served where it has come to, and the error says what to do.
+func TestMoveThatLosesACluster(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, lost := range []string{"a", "b"} {
+		tenant := w.newTenant(t, "a")
+		report, err := w.mover(t, move.WithProgress(func(s move.Step) {
+			if s == move.Dropping {
+				w.hangUp(t, lost)
+			}
+		})).Move(t.Context(), tenant.OrgID, "b")
+		if now := report.Tenant; err == nil || now.Cluster != "b" || now.Moving || now.State != registry.Active {
+			t.Fatalf("cluster %s: %+v, %v; want the tenant active in b", lost, now, err)
+		}
+		if strings.Contains(err.Error(), "is missing") || !strings.Contains(err.Error(), `has been moved to cluster "b"`) || !strings.Contains(err.Error(), `move it to cluster "b" again, which drops that: move: cluster "`+lost+`"`) {
+			t.Errorf("cluster %s: %v", lost, err)
+		}
+		if _, err := w.mover(t).Move(t.Context(), tenant.OrgID, "b"); err != nil {
+			t.Fatal(err)
+		}
+		w.is(t, tenant, "b", registry.Active)
+	}
+}
+
+// hangUp ends the connections of movers in a cluster.
+func (w *world) hangUp(t *testing.T, cluster string) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		var n int
+		err := w.pools[cluster].QueryRow(t.Context(), `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'pgidem move' AND datname = current_database()`).Scan(&n)
+		if err != nil || n == 0 {
+			if err != nil {
+				t.Error(err)
+			}
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Error("they do not end")
+			return
+		}
+	}
 }
