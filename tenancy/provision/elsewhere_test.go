@@ -258,6 +258,16 @@ func TestALateDropAndTombstones(t *testing.T) {
 // moved, makes nothing where it was, and advises nobody to drop it.
 func TestALateProvisionAndAMove(t *testing.T) {
 	t.Parallel()
+	for name, fenced := range map[string]bool{"to its end": false, "cut off": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lateProvisionAndAMove(t, fenced)
+		})
+	}
+}
+
+func lateProvisionAndAMove(t *testing.T, fenced bool) {
+	t.Helper()
 	from, b, other, tenants := twoClusters(t)
 	refused := 0
 	for n := 1; ; n++ {
@@ -268,8 +278,9 @@ func TestALateProvisionAndAMove(t *testing.T) {
 			if _, err := other.Provision(t.Context(), org); err != nil {
 				t.Error(err)
 			}
-			moved = goTo(t, tenants, from, b, org, false)
-		}, func(p *provision.Provisioner) { _, lateErr = p.Provision(t.Context(), org) }, provision.WithClusters(map[string]*pgxpool.Pool{"b": b}))
+			moved = goTo(t, tenants, from, b, org, fenced)
+		}, func(p *provision.Provisioner) { _, lateErr = p.Provision(t.Context(), org) },
+			provision.WithClusters(map[string]*pgxpool.Pool{"b": b}), provision.WithMigrationOptions(migrations.WithTries(1, time.Millisecond)))
 		if !held {
 			break
 		}

@@ -168,8 +168,9 @@ func (p *Provisioner) pool(cluster string) (*pgxpool.Pool, error) {
 // The error wraps [ErrState] if the tenant is suspended or being deleted, or was dropped or
 // moved meanwhile, registry.ErrConflict if the schema is another's, [ErrNotPinned] if the schema exists
 // and its tables may hold records of others, [ErrRole] if the tenant's role cannot be had, and
-// migrations.ErrMoved, or migrations.ErrMoving, if the schema is the empty one that a move has left
-// of a tenant that the registry does not know any more.
+// migrations.ErrMoved if the schema is the empty one that a move has left of a tenant that the
+// registry does not know any more. What else that move has left is for a person to look at, and
+// not waited for.
 func (p *Provisioner) Provision(ctx context.Context, orgID uuid.UUID) (registry.Tenant, error) {
 	tenant, err := p.tenants.Tenant(ctx, orgID)
 	if errors.Is(err, tenancy.ErrUnknownTenant) {
@@ -246,6 +247,9 @@ func (p *Provisioner) away(ctx context.Context, g registry.Generation, tenant re
 // build makes what is in the database of the tenant.
 func (p *Provisioner) build(ctx context.Context, pool *pgxpool.Pool, tenant registry.Tenant, g registry.Generation) (version int64, err error) {
 	if _, err := checkPins(ctx, pool, tenant); err != nil {
+		return 0, err
+	}
+	if err := checkRemains(ctx, pool, tenant, g); err != nil {
 		return 0, err
 	}
 	if err := p.occupy(ctx, pool, tenant.Schema, g); err != nil {
@@ -327,6 +331,8 @@ func (p *Provisioner) migrateTo(ctx context.Context, pool *pgxpool.Pool, tenant 
 		return result, fmt.Errorf("%w: %w", ErrNotPinned, err)
 	case errors.Is(err, migrations.ErrAbsent):
 		return result, fmt.Errorf("%w: org %s is dropped by another run: %w", ErrState, tenant.OrgID, err)
+	case errors.Is(err, migrations.ErrMoving): // since checkRemains has looked
+		return result, fmt.Errorf("%w: another run has made org %s, and it is being moved: %w", ErrState, tenant.OrgID, err)
 	}
 	return result, err
 }
