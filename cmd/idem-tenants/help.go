@@ -17,8 +17,8 @@ Exit codes:
        tenants were done all the same
   2    a flag, an argument or a variable is wrong
   3    the database could not be reached, or its tenants not be listed
-  4    some tenants were left for another run, because they were busy or being moved; none
-       failed
+  4    something was left for another run: tenants that were busy, being moved or not
+       reached, a version to note, or what a move has left; none failed
   5    status: a tenant is behind, newer than this program, broken, or has drifted
   6    there is no such tenant, or nothing is known of the key
   130  stopped by SIGINT

@@ -11,6 +11,7 @@ import (
 
 	"github.com/pgidem/pgidem/internal/cli"
 	"github.com/pgidem/pgidem/migrations"
+	"github.com/pgidem/pgidem/tenancy"
 	"github.com/pgidem/pgidem/tenancy/move"
 	"github.com/pgidem/pgidem/tenancy/registry"
 )
@@ -38,9 +39,10 @@ from making its tables there anew. That goes when the tenant comes back or is dr
 
 A move that was cut off, or failed, leaves the tenant suspended: run it again, and it goes
 on, or take it back with --cancel. A tenant that could not be stopped in time is served
-where it is. The servers of both clusters are given by --server as URLs, and that of the
-nameless cluster by --database-url; their roles have to own the tenant's schema, or be
-allowed to make one.
+where it is. One that has been moved, of which only the dropping of what it has left failed,
+is served where it was to go: run it again, which drops that. The servers of both
+clusters are given by --server as URLs, and that of the nameless cluster by
+--database-url; their roles have to own the tenant's schema, or be allowed to make one.
 
 With --json it prints one object.`,
 		Example: `  idem-tenants move 6f1c2f6e-0d5a-4c8e-9f5e-2f0a3c1d7b42 --to eu-2 \
@@ -113,7 +115,7 @@ func (a *app) move(cmd *cobra.Command, orgText string, terms moveTerms) error {
 	report, err := mover.Move(ctx, p.org, terms.to)
 	if err != nil {
 		if now := report.Tenant; now.OrgID == p.org && now.Cluster == terms.to && !now.Moving {
-			return a.leftOver(ctx, p, err)
+			return a.leftOver(ctx, now, err)
 		}
 		return a.moveError(ctx, p, err)
 	}
@@ -158,19 +160,24 @@ func (a *app) moveError(ctx context.Context, p place, err error) error {
 		return exitError{cli.ExitUnfinished, err}
 	case errors.Is(err, registry.ErrConflict), errors.Is(err, registry.ErrState):
 		return exitError{cli.ExitFailed, err}
+	case errors.Is(err, tenancy.ErrUnknownTenant):
+		return err // others have dropped it meanwhile
 	}
 	return fmt.Errorf("%w\n%s "+after, err, p.org)
 }
 
 // leftOver is moveError of a tenant that has been moved, and is not suspended for what is left.
-func (a *app) leftOver(ctx context.Context, p place, err error) error {
+func (a *app) leftOver(ctx context.Context, now registry.Tenant, err error) error {
 	switch {
 	case ctx.Err() != nil:
-		a.errf("%s has been moved: run it again to drop what it has left where it was", p.org)
+		a.errf("%s has been moved: run it again to drop what it has left where it was", now.OrgID)
+		return err
 	case errors.Is(err, move.ErrBusy):
 		return exitError{cli.ExitUnfinished, err}
+	case errors.Is(err, registry.ErrConflict), errors.Is(err, tenancy.ErrUnknownTenant):
+		return err // it is not, by now
 	}
-	return err
+	return fmt.Errorf("%w\n%s is in %s, as the registry says: run it again to drop what it has left", err, now.OrgID, clusterName(now.Cluster))
 }
 
 func (a *app) reportMove(r move.Report) error {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -121,7 +122,7 @@ func TestMoveThatLeavesSomething(t *testing.T) {
 
 	f.exec(t, `CREATE SCHEMA `+fence+` CREATE TABLE idempotency_records (a int)`) // as a run that was cut off leaves it
 	unblock := f.block(t, fenced)
-	left := []string{org + ` has been moved to cluster "eu-2"`, "schema " + fence + `, its old copy, is left in cluster ""`, `move it to cluster "eu-2" again`}
+	left := []string{org + ` is in cluster "eu-2"`, "schema " + fence + `, which an earlier move has left, is still in cluster ""`, `move it to cluster "eu-2" again`}
 	f.run(t, again...).expect(t, cli.ExitUnfinished, append(left, "busy")...).without(t, "suspended")
 	b := f.start(t, append(again, "--drain-timeout", "1h")...)
 	clitest.Eventually(t, "it waits for the lock", func() bool { return f.waitingAs(t, "pgidem move") == 1 })
@@ -130,11 +131,20 @@ func TestMoveThatLeavesSomething(t *testing.T) {
 	clitest.Eventually(t, "nothing of it waits any more", func() bool { return f.waitingAs(t, "pgidem move") == 0 })
 	unblock()
 	f.exec(t, `CREATE SCHEMA reports CREATE VIEW went AS SELECT * FROM `+fence+`.idempotency_records`)
-	f.run(t, again...).expect(t, cli.ExitFailed, append(left, "view reports.went")...).without(t, "suspended")
+	f.run(t, again...).expect(t, cli.ExitFailed, append(left, "view reports.went", org+" is in cluster eu-2, as the registry says: run it again to drop what it has left")...).without(t, "suspended")
 	f.exec(t, `DROP SCHEMA reports CASCADE`)
 	f.run(t, again...).expect(t, cli.ExitOK, "is in cluster eu-2")
 	if f.exists(t, fenced) {
 		t.Error("it is still there")
+	}
+}
+
+// TestMoveOfATenantThatIsGone by the time that the move has the locks: it is not suspended.
+func TestMoveOfATenantThatIsGone(t *testing.T) {
+	t.Parallel()
+	gone := fmt.Errorf("look up: %w", tenancy.ErrUnknownTenant)
+	if err := new(app).moveError(t.Context(), place{}, gone); !errors.Is(err, gone) || strings.Contains(err.Error(), "suspended") {
+		t.Errorf("%v; want %v alone", err, gone)
 	}
 }
 
