@@ -67,6 +67,8 @@ type Progress struct {
 //
 // The role needs CREATE on the database to make schemas, and must own the tables of those that
 // are there.
+//
+// All notes no version in a registry of tenants; the function of [WithResult] can.
 func All(ctx context.Context, databaseURL string, targets iter.Seq2[Target, error], opts ...Option) (Report, error) {
 	c, err := newConfig(opts)
 	if err != nil {

@@ -44,6 +44,19 @@
 // more, by comparing each with one that it makes and takes back; [Describe] and [Compare] are
 // for two schemas of your choice.
 //
+// # Versions in a registry
+//
+// This package knows of no registry (package registry), which has a version of its own noted for each tenant, and a
+// store refuses a tenant whose noted version is older than it needs. So where there is a
+// registry, [Up] and [All] by themselves leave the tenants refused by a new version of the
+// service, for as long as nobody notes that they were migrated:
+//
+//	idem-tenants migrate
+//
+// over the whole registry does both; with --schema or --all-schemas it asks no registry and
+// notes nothing. A program of your own notes what [WithResult] tells it by Registry.SetVersion,
+// also of tenants that were found [Current]: see the example there.
+//
 // # Old and new at the same time
 //
 // While ten thousand tenants are migrated, and for as long as an old version of the service
@@ -59,7 +72,8 @@
 //     names (Target.OrgID).
 //
 // A schema that is newer than the program is left alone: All reports it as [Newer], Status as
-// [Ahead]. A service that meets a schema older than it needs refuses its tenant.
+// [Ahead]. A service that meets a schema older than it needs, or one that its registry says is, refuses
+// its tenant.
 //
 // The package is for deployment, never for the request path: a service that imports the
 // middleware and the store alone compiles no goose.

@@ -115,7 +115,9 @@ func WithExistingOnly() Option { return func(c *config) { c.existingOnly = true 
 func WithExistingSchema() Option { return func(c *config) { c.existingSchema = true } }
 
 // WithResult has fn called as each tenant ends, one at a time, so that a caller can write
-// down its version. The workers wait for it.
+// down its version. The workers wait for it. Where there is a registry (package registry) the
+// caller must, by Registry.SetVersion, but for a dry run: a store believes the version that is
+// noted there.
 func WithResult(fn func(Result)) Option { return func(c *config) { c.onResult = fn } }
 
 // WithProgress has fn called after each tenant, and after each few hundred that had nothing

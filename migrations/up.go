@@ -72,6 +72,8 @@ const lockWaitSeconds = 300
 // would wait as long each. The error names the first of those that were not reached, and says
 // how many they are. The error of a tenant that was
 // moved to another cluster wraps [ErrMoved], and that of one that is on its way [ErrMoving].
+//
+// Up notes no version in a registry of tenants: see the package documentation.
 func Up(ctx context.Context, databaseURL string, schemas ...tenancy.Schema) error {
 	return upEach(ctx, databaseURL, connectTimeout, schemas)
 }

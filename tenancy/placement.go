@@ -13,7 +13,7 @@ type Placement struct {
 	// empty where there is one alone.
 	Cluster string
 	// Version is the number of the newest migration that the schema has had, or 0 where that
-	// is not known.
+	// is not known. It is believed: whoever migrates the schema sees to it that it is told.
 	Version int64
 }
 

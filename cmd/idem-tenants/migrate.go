@@ -33,7 +33,8 @@ func (a *app) migrateVerb() *cobra.Command {
 		Short: "migrate the schemas of all tenants to the newest version.",
 		Long: `idem-tenants migrate migrates the schemas that are behind: of all tenants of the registry
 that are active or suspended, and notes the versions there; or, with --all-schemas or
---schema, without the registry. A schema that is missing is made by --schema alone: to
+--schema, without the registry, which then goes on saying the old ones, so that services
+refuse its tenants where they need newer ones. A schema that is missing is made by --schema alone: to
 make that of a tenant anew would run requests again that had been answered, so the tenant
 fails. provision makes tenants.
 

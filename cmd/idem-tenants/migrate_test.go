@@ -16,6 +16,8 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 
+	"github.com/pgidem/pgidem/idempotency"
+	"github.com/pgidem/pgidem/idempotency/pgstore"
 	"github.com/pgidem/pgidem/internal/cli"
 	"github.com/pgidem/pgidem/internal/cli/clitest"
 	"github.com/pgidem/pgidem/internal/pgtest"
@@ -161,6 +163,41 @@ func TestMigrateTheRegistry(t *testing.T) {
 	if r := f.run(t, "migrate", "--quiet"); r != (result{}) {
 		t.Errorf("%+v", r)
 	}
+}
+
+// TestServedAfterAnUpgrade: a store goes by the version that is noted. What migrates without the
+// registry leaves the tenant refused, and the advice of the error is what has it served.
+func TestServedAfterAnUpgrade(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	tenant := f.behind(t)
+	f.setVersion(t, tenant, migrations.Latest()-1)
+	store, err := pgstore.New(f.pool, f.tenants)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	claim := func() error {
+		_, err := store.Claim(t.Context(), claimRequest(tenant.OrgID, uuid.NewString(), time.Minute))
+		return err
+	}
+	refused := func(after string) {
+		t.Helper()
+		if err := claim(); !errors.Is(err, idempotency.ErrStoreRefused) || !strings.Contains(err.Error(), "idem-tenants migrate") {
+			t.Errorf("after %s: %v", after, err)
+		}
+	}
+	refused("nothing")
+	f.run(t, "migrate", "--schema", tenant.Schema.String()).expect(t, cli.ExitOK, "migrated          1")
+	refused("migrate --schema")
+	f.run(t, "migrate", "--all-schemas").expect(t, cli.ExitOK, "up to date        1")
+	refused("migrate --all-schemas")
+	if err := migrations.Up(t.Context(), f.url, tenant.Schema); err != nil {
+		t.Fatal(err)
+	}
+	refused("migrations.Up")
+	f.run(t, "migrate").expect(t, cli.ExitOK, "up to date        1")
+	clitest.Eventually(t, "the tenant is served", func() bool { return claim() == nil })
 }
 
 // TestMigrateMakesNoSchemaAnew: the schema of a tenant that is served and has none was lost,

@@ -25,7 +25,7 @@ type choice struct {
 }
 
 func (c *choice) flags(flags *pflag.FlagSet) {
-	flags.Func("schema", "only the tenant schema `NAME`, without asking the registry; repeat it, or separate names by commas", func(list string) error {
+	flags.Func("schema", "only the tenant schema `NAME`, without asking the registry or noting anything there; repeat it, or separate names by commas", func(list string) error {
 		for name := range strings.SplitSeq(list, ",") {
 			schema, err := tenancy.ParseSchema(strings.TrimSpace(name))
 			if err != nil {
@@ -37,7 +37,7 @@ func (c *choice) flags(flags *pflag.FlagSet) {
 		}
 		return nil
 	})
-	flags.BoolFunc("all-schemas", "every schema of the database that holds a table of records, but for those that are being moved, without asking the registry", cli.Boolean(&c.all))
+	flags.BoolFunc("all-schemas", "every schema of the database that holds a table of records, but for those that are being moved, without asking the registry or noting anything there", cli.Boolean(&c.all))
 	flags.Func("cluster", "only the tenants of the cluster `NAME` that the registry knows; an empty one is the nameless cluster", func(name string) error {
 		c.cluster = &name
 		return nil

@@ -9,7 +9,10 @@
 //	store, err := pgstore.New(pool, tenants)
 //	protect := idempotency.Require(store)
 //
-// The tenant's schema must have been migrated with package migrations. PostgreSQL
+// The tenant's schema must have been migrated with package migrations, and again after an
+// upgrade, before the new version serves it. With the registry of package registry that is
+// done by idem-tenants migrate, or the versions are noted by Registry.SetVersion: the store
+// refuses a tenant whose noted version is too old, and migrations.Up notes none. PostgreSQL
 // 14 or newer is needed.
 //
 // # How it works

@@ -30,7 +30,7 @@ func translate(step string, orgID uuid.UUID, err error) error {
 		return nil
 	}
 	if isOutdated(err) {
-		return fmt.Errorf("pgstore: %s for org %s: %w: its schema is older than this version of pgidem; run migrations.Up on it: %w",
+		return fmt.Errorf("pgstore: %s for org %s: %w: its schema is older than this version of pgidem; run migrations.Up on it, or idem-tenants migrate where there is a registry: %w",
 			step, orgID, idempotency.ErrStoreRefused, err)
 	}
 	if isMissing(err) {
@@ -96,7 +96,7 @@ func repeated[T any](statement func() (T, error)) (result T, err error) {
 // translateSchema is translate for what concerns a schema as a whole.
 func translateSchema(step string, schema tenancy.Schema, err error) error {
 	if errors.Is(err, errOutdated) {
-		return fmt.Errorf("pgstore: %s in schema %s: it is older than this version of pgidem; run migrations.Up on it: %w", step, schema, err)
+		return fmt.Errorf("pgstore: %s in schema %s: it is older than this version of pgidem; run migrations.Up on it, or idem-tenants migrate where there is a registry: %w", step, schema, err)
 	}
 	if isMissing(err) {
 		return fmt.Errorf("pgstore: %s in schema %s: %w: it has no table of records: %w", step, schema, tenancy.ErrUnknownTenant, err)

@@ -48,7 +48,9 @@ func (c Clusters) byCluster() map[string]*Pools { return c }
 //
 // A dir that is a [tenancy.Placer] names the cluster of each tenant, and may tell the version
 // of its schema: where that is older than this version of pgidem needs, claims are refused
-// with an error that wraps [idempotency.ErrStoreRefused]; where it is newer they are not. The
+// with an error that wraps [idempotency.ErrStoreRefused]; where it is newer they are not. What
+// dir says counts, not what the schema has had: whoever migrates it notes that in the registry,
+// as idem-tenants migrate does, or by Registry.SetVersion, while migrations.Up does not. The
 // claims of a tenant that is suspended are refused with [tenancy.ErrSuspendedTenant], while
 // attempts that had begun before store their outcomes, if the dir is a Placer.
 //
@@ -171,8 +173,9 @@ func (s *Store) admit(orgID uuid.UUID, placement tenancy.Placement, err error) (
 		return located{}, err
 	}
 	if v := placement.Version; v != 0 && v < neededVersion {
-		return located{}, fmt.Errorf("pgstore: org %s: %w: its schema %s is at version %d, and this version of pgidem needs %d; run migrations on it",
-			orgID, idempotency.ErrStoreRefused, placement.Schema, v, neededVersion)
+		return located{}, fmt.Errorf("pgstore: org %s: %w: the directory has version %d noted of its schema %s, and this version of pgidem needs %d; "+
+			"run idem-tenants migrate over the registry, or migrations with Registry.SetVersion: migrations.Up by itself notes no version",
+			orgID, idempotency.ErrStoreRefused, v, placement.Schema, neededVersion)
 	}
 	return s.at(orgID, placement)
 }

@@ -20,6 +20,19 @@
 // [Generation], of which the new one is another. A tenant is served while it is [Active]; requests
 // of others get a 403 from package idempotency.
 //
+// # Versions
+//
+// The registry has the version noted that each schema is at, and package pgstore refuses a
+// tenant whose noted version is older than it needs, until a newer one is noted. To migrate a
+// schema notes nothing by itself: after an upgrade run
+//
+//	idem-tenants migrate
+//
+// which does both, and not package migrations alone (migrations.Up, migrations.All), nor the
+// same command with --schema or --all-schemas, which does without a registry. A program of your
+// own calls [Registry.SetVersion] with what migrations.WithResult tells it. A tenant whose
+// version was never noted is served, whatever it is at.
+//
 // # What is cached
 //
 // [Registry.Schema] and [Registry.Place] are for the request path. A tenant is looked up

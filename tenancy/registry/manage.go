@@ -190,6 +190,10 @@ func (r *Registry) unless(ctx context.Context, step string, orgID uuid.UUID, cre
 // nothing of where it is. A version that is no newer than the one noted changes nothing:
 // migrations are not taken back, and who notes an older one comes late.
 //
+// Whoever migrates schemas of the registry's tenants has to call it, as idem-tenants migrate
+// does: package pgstore refuses a tenant whose noted version is too old, whatever its schema
+// is at.
+//
 // The error wraps [ErrConflict] if the tenant is elsewhere by now, and
 // [tenancy.ErrUnknownTenant] if orgID is not registered.
 func (r *Registry) SetVersion(ctx context.Context, orgID uuid.UUID, at tenancy.Placement) error {

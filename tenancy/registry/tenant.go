@@ -34,8 +34,8 @@ type Tenant struct {
 	// digits, and any of "._-". It is empty where there is one server alone.
 	Cluster string
 	State   State
-	// Version is the number of the newest migration that the schema has had, or 0 where that
-	// is not known.
+	// Version is the number of the newest migration that the schema has had, as was noted
+	// ([Registry.SetVersion]), or 0 where that is not known.
 	Version int64
 	// Moving tells that the tenant is being moved to the cluster MovingTo, and suspended for
 	// that; Resume, that it is made active again afterwards; and MoveID, by which run it is.
