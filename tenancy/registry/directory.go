@@ -159,8 +159,8 @@ func (r *Registry) lifeOf(e *entry) int64 {
 	return life
 }
 
-// now returns the time on the registry's own clock, in nanoseconds. It never goes back.
-func (r *Registry) now() int64 { return int64(time.Since(r.began)) }
+// now returns the time on the registry's own clock, in nanoseconds.
+func (r *Registry) now() int64 { return int64(r.clock()) }
 
 // hears begins a time in which each change is told: what was read before does not count
 // any more.

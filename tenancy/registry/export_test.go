@@ -19,6 +19,11 @@ func WithLookupTimeout(d time.Duration) Option {
 	return func(r *Registry) error { r.timeout = d; return nil }
 }
 
+// WithClock has clock tell the time since the registry was made.
+func WithClock(clock func() time.Duration) Option {
+	return func(r *Registry) error { r.clock = clock; return nil }
+}
+
 // PlaceLate is Place for who has found nothing cached, some time ago.
 func (r *Registry) PlaceLate(ctx context.Context, orgID uuid.UUID) (tenancy.Placement, error) {
 	return r.find(ctx, orgID, false)
@@ -31,5 +36,12 @@ func (r *Registry) Cached() (known, unknown int) {
 	return r.known.len, r.unknown.len
 }
 
-// UnknownSize is how many org_ids are remembered as unknown.
-const UnknownSize = unknownSize
+// What bounds the time until a change is seen, and how many org_ids are remembered as unknown.
+const (
+	DeafLife     = deafLife
+	UnknownLife  = unknownLife
+	FailingPause = failingPause
+	DefaultPulse = defaultPulse
+	PulseTimeout = pulseTimeout
+	UnknownSize  = unknownSize
+)

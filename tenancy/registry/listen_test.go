@@ -77,12 +77,7 @@ func TestChangesAreSeen(t *testing.T) {
 	for round := range 40 {
 		r := both[round%2]
 		if round%4 == 1 {
-			for _, pid := range listening(t, pool) {
-				if _, err := pool.Exec(ctx, `SELECT pg_terminate_backend($1)`, pid); err != nil {
-					t.Fatal(err)
-				}
-				cut++
-			}
+			cut += cutListening(t, pool)
 		}
 		if round%8 == 7 {
 			listens(t, one)
@@ -154,11 +149,7 @@ func TestChangesWhileNobodyListened(t *testing.T) {
 			t.Fatal("not placed")
 		}
 		unplugged.Store(true)
-		for _, pid := range listening(t, pool) {
-			if _, err := pool.Exec(t.Context(), `SELECT pg_terminate_backend($1)`, pid); err != nil {
-				t.Fatal(err)
-			}
-		}
+		cutListening(t, pool)
 		eventually(t, "the loss", func() bool { return r.Listening() != nil })
 		tenant.State = map[registry.State]registry.State{registry.Active: registry.Suspended, registry.Suspended: registry.Active}[tenant.State]
 		if _, err := manager.SetState(t.Context(), tenant.OrgID, tenant.State); err != nil {

@@ -40,7 +40,7 @@ type Registry struct {
 	pulse     time.Duration // after which a silent connection is asked for a sign of life
 	connect   func(context.Context) (*pgx.Conn, error)
 
-	began     time.Time // the zero of the registry's clock
+	clock     func() time.Duration // the time since the registry was made; it never goes back
 	known     *cache
 	unknown   *cache
 	life      atomic.Int64 // for how long after it was read an entry counts
@@ -136,7 +136,7 @@ func New(pool *pgxpool.Pool, opts ...Option) (*Registry, error) {
 	r := &Registry{
 		pool: pool, schema: schema, connect: listen.Connector(pool),
 		size: defaultCacheSize, ttl: defaultTTL, stale: defaultStale, timeout: lookupTimeout, pulse: defaultPulse,
-		began: time.Now(), lookups: make(map[uuid.UUID]*lookup), silent: errNotListening,
+		clock: stopwatch(), lookups: make(map[uuid.UUID]*lookup), silent: errNotListening,
 	}
 	for _, opt := range opts {
 		if err := opt(r); err != nil {
@@ -147,6 +147,12 @@ func New(pool *pgxpool.Pool, opts ...Option) (*Registry, error) {
 	r.lookupSQL = r.statement(`SELECT ` + columns + ` FROM /*control.*/tenants t WHERE t.org_id = ANY ($1::text[]::uuid[])`)
 	r.deaf()
 	return r, nil
+}
+
+// stopwatch returns a function that tells the time since now.
+func stopwatch() func() time.Duration {
+	began := time.Now()
+	return func() time.Duration { return time.Since(began) }
 }
 
 // Close stops listening and waits for the lookups under way. It leaves the pool alone; call
