@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -54,6 +55,14 @@ func startBouncer(t *testing.T) *bouncer {
 	if err != nil {
 		cannotRun(t, fmt.Sprintf("no PgBouncer (scripts/integration.sh installs it): %v", err))
 	}
+	version, err := exec.CommandContext(t.Context(), program, "--version").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	preparing, err := preparesNothing(string(version))
+	if err != nil {
+		t.Fatal(err)
+	}
 	b := &bouncer{direct: pgtest.NewServer(t, pgtest.WithTCP()).URL()}
 	server, err := url.Parse(b.direct)
 	if err != nil {
@@ -79,7 +88,7 @@ auth_file = %s
 pool_mode = transaction
 default_pool_size = %d
 max_client_conn = 200
-`, server.Hostname(), server.Port(), server.User.Username(), password, port, filepath.Join(folder, "users.txt"), serverConns),
+%s`, server.Hostname(), server.Port(), server.User.Username(), password, port, filepath.Join(folder, "users.txt"), serverConns, preparing),
 	}
 	attributes := &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the tests, which then end it
 	if os.Geteuid() == 0 {
@@ -124,6 +133,37 @@ max_client_conn = 200
 		if time.Now().After(deadline) {
 			t.Fatal("PgBouncer does not answer: ", err)
 		}
+	}
+}
+
+// preparesNothing returns the setting that has a version of PgBouncer keep no prepared
+// statements apart, which newer ones do unasked, and older ones refuse to start with.
+func preparesNothing(version string) (string, error) {
+	found := versionNumber.FindStringSubmatch(version)
+	if found == nil {
+		return "", fmt.Errorf("no version in %q", version)
+	}
+	major, minor := found[1], found[2]
+	if n, err := strconv.Atoi(minor); err != nil || major == "1" && n < 21 {
+		return "", err
+	}
+	return "max_prepared_statements = 0\n", nil
+}
+
+var versionNumber = regexp.MustCompile(`(\d+)\.(\d+)`)
+
+func TestPreparesNothing(t *testing.T) {
+	t.Parallel()
+	for version, want := range map[string]bool{
+		"PgBouncer 1.18.0\nlibevent 2.1.12-stable\nadns: c-ares 1.18.1": false, "PgBouncer 1.20.1\n": false,
+		"PgBouncer 1.21.0\nlibevent 2.1.12-stable": true, "PgBouncer 1.24.1\n": true, "PgBouncer 2.0.0\n": true,
+	} {
+		if got, err := preparesNothing(version); err != nil || (got != "") != want {
+			t.Errorf("%q: %q, %v", version, got, err)
+		}
+	}
+	if _, err := preparesNothing("usage: pgbouncer"); err == nil {
+		t.Error("no version is one")
 	}
 }
 

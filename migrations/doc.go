@@ -46,16 +46,16 @@
 //
 // # Versions in a registry
 //
-// This package knows of no registry (package registry), which has a version of its own noted for each tenant, and a
-// store refuses a tenant whose noted version is older than it needs. So where there is a
-// registry, [Up] and [All] by themselves leave the tenants refused by a new version of the
-// service, for as long as nobody notes that they were migrated:
+// A registry (package registry) has a version noted of each tenant's schema, and a store
+// refuses a tenant whose noted version is older than it needs. This package knows of no
+// registry. So where there is one, [Up] and [All] by themselves leave the tenants refused by a
+// new version of the service, until somebody notes that they were migrated. What does both is
 //
 //	idem-tenants migrate
 //
-// over the whole registry does both; with --schema or --all-schemas it asks no registry and
-// notes nothing. A program of your own notes what [WithResult] tells it by Registry.SetVersion,
-// also of tenants that were found [Current]: see the example there.
+// over the whole registry; with --schema or --all-schemas it asks no registry and notes
+// nothing. A program of your own notes what [WithResult] tells it by Registry.SetVersion, also
+// of tenants that were found [Current]: see the example there.
 //
 // # Old and new at the same time
 //

@@ -43,11 +43,13 @@ migration is a transaction. A tenant that fails stops no other. One whose tables
 use is put back when the lock timeout is over, and tried again later, so that a migration
 holds up the requests for a table no longer than that for each lock that it waits for. One
 that is on its way to another cluster is tried again later, too, and left for the next run
-if it does not come back meanwhile. Tenants that are newer than this program are left alone.
+if it does not come back meanwhile. Tenants that are newer than this program are left alone,
+and so are, for the next run, those of a cluster that cannot be reached; the exit code is 3
+then.
 
 A bar shows how far it is on a terminal, and a line every 10 seconds elsewhere. With --json
-it prints one object at the end: counts, what was changed, and failures with their
-SQLSTATE.`,
+it prints one object at the end: counts, what was changed, failures with their SQLSTATE, and
+clusters that were not reached.`,
 		Example: `  idem-tenants migrate --dry-run
   idem-tenants migrate --workers 8
   idem-tenants migrate --all-schemas --max-duration 10m --json`,
@@ -91,11 +93,52 @@ type migrateRun struct {
 	chosen   chosen
 	ended    []migrated // those with nothing to do are only counted
 	current  int
-	stopped  error // why tenants were left: errMaxDuration, or a signal
-	refused  error // workers that got no connection while others had one
-	err      error // the server was not to be reached any more
-	noted    error // versions that could not be noted in the registry
-	late     error // versions that are for the next run to note
+	stopped  error    // why tenants were left: errMaxDuration, or a signal
+	refused  error    // workers that got no connection while others had one
+	cutOff   []cutOff // they stop no other server's tenants
+	noted    error    // versions that could not be noted in the registry
+	late     error    // versions that are for the next run to note
+}
+
+// cutOff is a server that could not be reached, or not until all of its tenants were through.
+type cutOff struct {
+	cluster string
+	tenants int // that were not come to
+	err     error
+}
+
+func (c cutOff) Error() string {
+	text := cli.Plural(int64(c.tenants), "tenant")
+	if c.cluster != "" {
+		text += " of cluster " + c.cluster
+	}
+	return fmt.Sprintf("%s not reached: %s", text, cli.OneLine(c.err))
+}
+
+func (c cutOff) Unwrap() error { return c.err }
+
+// unreachable is how many tenants are on servers that could not be reached.
+func (r migrateRun) unreachable() (n int) {
+	for _, c := range r.cutOff {
+		n += c.tenants
+	}
+	return n
+}
+
+// through is how far the run has come with the servers before the current one.
+func (r migrateRun) through() migrations.Progress {
+	return migrations.Progress{Done: r.current + len(r.ended), Failed: r.countIf(func(m migrated) bool { return m.Outcome == migrations.Failed })}
+}
+
+// overall is how far the run is when it is so far with one server, and had come before to what
+// through says. What is left is reckoned for all servers that can be reached, at the rate of
+// this one.
+func (r migrateRun) overall(before, p migrations.Progress) migrations.Progress {
+	p.Total, p.Done, p.Failed, p.Left = r.chosen.tenants, before.Done+p.Done, before.Failed+p.Failed, 0
+	if p.Rate > 0 {
+		p.Left = time.Duration(float64(p.Total-p.Done-r.unreachable()) / p.Rate * float64(time.Second))
+	}
+	return p
 }
 
 // count leaves out who is not through for others' sake.
@@ -121,7 +164,7 @@ func (r migrateRun) left() int { return r.chosen.tenants - r.current - len(r.end
 func (r migrateRun) exitCode() int {
 	code, bySignal := cli.ExitOf(r.stopped)
 	switch {
-	case r.err != nil:
+	case len(r.cutOff) > 0:
 		return cli.ExitUnreachable
 	case r.count(migrations.Failed) > 0 || r.noted != nil:
 		return cli.ExitFailed
@@ -154,18 +197,27 @@ func (a *app) migrate(ctx context.Context, terms migrateTerms) error {
 	report := a.newMigrateReport(terms)
 	report.begin(run.chosen)
 	notes := a.takeNotes(ctx, terms)
-	for _, s := range run.chosen.servers {
-		if ctx.Err() != nil {
-			run.stopped = context.Cause(ctx)
-			break
+	lose := func(c cutOff) {
+		run.cutOff = append(run.cutOff, c)
+		report.lost(c)
+	}
+	for _, s := range run.chosen.servers { // told at once, not after hours
+		if s.away != nil {
+			lose(cutOff{s.cluster, len(s.targets), s.away})
 		}
-		if run.err = a.migrateServer(ctx, &run, s, terms, report, notes); run.err != nil {
-			break
+	}
+	for _, s := range run.chosen.servers {
+		if s.away != nil || ctx.Err() != nil {
+			continue
+		}
+		before := run.left()
+		if err := a.migrateServer(ctx, &run, s, terms, report, notes); err != nil && ctx.Err() == nil {
+			lose(cutOff{s.cluster, len(s.targets) - (before - run.left()), err})
 		}
 	}
 	run.late, run.noted = notes.end()
-	if run.stopped == nil && run.left() > 0 && ctx.Err() != nil {
-		run.stopped, run.err = context.Cause(ctx), nil
+	if ctx.Err() != nil && run.left() > run.unreachable() {
+		run.stopped = context.Cause(ctx)
 	}
 	run.duration = time.Since(run.started)
 	report.end(run)
@@ -177,13 +229,13 @@ func (a *app) migrate(ctx context.Context, terms migrateTerms) error {
 
 // migrateServer migrates the tenants of one server.
 func (a *app) migrateServer(ctx context.Context, r *migrateRun, s server, terms migrateTerms, report migrateReporter, notes *notes) error {
-	before := r.current + len(r.ended)
+	before := r.through()
 	opts := []migrations.Option{
 		migrations.WithWorkers(terms.workers),
 		migrations.WithTries(terms.tries, 250*time.Millisecond),
 		migrations.WithLockTimeout(terms.lockTimeout),
 		migrations.WithStatementTimeout(terms.statementTimeout),
-		migrations.WithProgress(func(p migrations.Progress) { report.progress(before, p) }),
+		migrations.WithProgress(func(p migrations.Progress) { report.progress(r.overall(before, p)) }),
 	}
 	if terms.dryRun {
 		opts = append(opts, migrations.WithDryRun())

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"strings"
 	"syscall"
 	"testing"
@@ -404,19 +405,155 @@ func TestMigrateProgressLines(t *testing.T) {
 	var stdout, stderr bytes.Buffer
 	report := &textMigrateReport{app: &app{stdout: &stdout, stderr: &stderr}, every: time.Hour}
 	report.begin(chosen{tenants: 10_000})
-	progress := migrations.Progress{Done: 100, Failed: 2, Waiting: 3, Rate: 243.2, Left: 40 * time.Second}
+	progress := migrations.Progress{Total: 10_000, Done: 120, Failed: 2, Waiting: 3, Rate: 243.2, Left: 40 * time.Second}
 	for range 100 {
 		report.tenant(migrated{Result: migrations.Result{Outcome: migrations.Migrated}})
-		report.progress(20, progress)
+		report.progress(progress)
 	}
 	if stdout.Len() > 0 {
 		t.Errorf("each tenant takes a line: %.200q", stdout.String())
 	}
 	report.every = 0
-	report.progress(20, progress)
+	report.progress(progress)
 	if want := "120 of 10000 tenants, 2 failed, 3 busy, 243/s, 40s left\n"; stdout.String() != want || stderr.Len() > 0 {
 		t.Errorf("%q, want %q; %q", stdout.String(), want, stderr.String())
 	}
+}
+
+// progressOnly keeps how far a run was, and with it what came of each tenant.
+type progressOnly struct {
+	migrateReporter
+	seen []migrations.Progress
+}
+
+func (p *progressOnly) progress(now migrations.Progress) { p.seen = append(p.seen, now) }
+
+// TestMigrateProgressOfClusters: what is left is of all clusters, and not of the one at hand,
+// but for those that cannot be reached.
+func TestMigrateProgressOfClusters(t *testing.T) {
+	t.Parallel()
+	run := migrateRun{chosen: chosen{tenants: 1000}, cutOff: []cutOff{{"ap", 300, io.EOF}}}
+	before := migrations.Progress{Done: 200, Failed: 5}
+	got := run.overall(before, migrations.Progress{Total: 100, Done: 50, Failed: 1, Waiting: 2, Rate: 10, Left: 5 * time.Second})
+	if want := (migrations.Progress{Total: 1000, Done: 250, Failed: 6, Waiting: 2, Rate: 10, Left: 45 * time.Second}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if got := run.overall(before, migrations.Progress{Total: 100, Done: 50}); got.Left != 0 {
+		t.Errorf("%s are left at a rate that is not known", got.Left)
+	}
+
+	f := newFixture(t)
+	eu := newFixture(t)
+	for i := range 5 {
+		f.behind(t)
+		if i < 3 {
+			f.behindIn(t, eu, "eu")
+		}
+	}
+	broken := f.behind(t)
+	f.exec(t, `ALTER TABLE `+broken.Schema.Quoted()+`.idempotency_records DROP CONSTRAINT idempotency_records_key_check`)
+	a := &app{databaseURL: f.url, servers: map[string]string{"eu": eu.url}, control: registry.DefaultSchema, getenv: func(string) string { return "" }}
+	defer a.close()
+	run = migrateRun{}
+	var err error
+	if run.chosen, err = a.choose(t.Context(), choice{}); err != nil {
+		t.Fatal(err)
+	}
+	terms := migrateTerms{workers: 2, tries: 1000, lockTimeout: time.Second}
+	report := &progressOnly{migrateReporter: jsonMigrateReport{a}}
+	notes := a.takeNotes(t.Context(), terms)
+	for _, s := range run.chosen.servers {
+		if err := a.migrateServer(t.Context(), &run, s, terms, report, notes); err != nil {
+			t.Error(err)
+		}
+	}
+	if late, err := notes.end(); late != nil || err != nil {
+		t.Error(late, err)
+	}
+	if len(report.seen) != 9 {
+		t.Errorf("%d of 9 tenants", len(report.seen))
+	}
+	for i, now := range report.seen {
+		left := time.Duration(float64(8-i) / now.Rate * float64(time.Second))
+		if now.Total != 9 || now.Done != i+1 || now.Rate <= 0 || now.Left != left {
+			t.Errorf("after %d tenants: %+v; want %s left", i+1, now, left)
+		}
+	}
+	if last := report.seen[len(report.seen)-1]; last.Failed != 1 {
+		t.Errorf("%d failed, want the one of the first cluster", last.Failed)
+	}
+}
+
+// behindIn makes a tenant of a cluster, which is the database of another fixture, whose schema
+// lacks the newest migration.
+func (f fixture) behindIn(t testing.TB, in fixture, cluster string) registry.Tenant {
+	t.Helper()
+	tenant := in.behind(t)
+	tenant, err := f.tenants.Add(t.Context(), registry.Tenant{OrgID: tenant.OrgID, Schema: tenant.Schema, Cluster: cluster, State: registry.Active})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tenant
+}
+
+// TestMigrateWhatCanBeReached: a cluster that is away, from the beginning or from when its turn
+// comes, is reported, and the tenants of the others are migrated.
+func TestMigrateWhatCanBeReached(t *testing.T) {
+	t.Parallel()
+	f, eu, full := newFixture(t), newFixture(t), newFixture(t)
+	latest := migrations.Latest()
+	here, there := f.behind(t), f.behindIn(t, eu, "eu")
+	for range 2 {
+		f.behindIn(t, full, "ap-away")
+	}
+	f.behindIn(t, full, "de-full")
+
+	// This one has room for the connection that the program begins with, and for no worker's.
+	role := "migrator_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	full.exec(t, `CREATE ROLE `+role+` LOGIN PASSWORD 'hunter2' CONNECTION LIMIT 1`)
+	t.Cleanup(func() {
+		if _, err := full.pool.Exec(context.Background(), `DROP ROLE `+role); err != nil {
+			t.Error(err)
+		}
+	})
+	refusing, err := url.Parse(full.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refusing.User = url.UserPassword(role, "hunter2")
+	away := "postgres://operator:hunter2@127.0.0.1:1/app?sslmode=disable"
+	servers := func(away, full string) []string {
+		return []string{"--server", "ap-away=" + away, "--server", "de-full=" + full, "--server", "eu=" + eu.url}
+	}
+	cutOff := servers(away, refusing.String())
+
+	f.run(t, append([]string{"migrate", "--dry-run"}, cutOff...)...).expect(t, cli.ExitUnreachable, "to migrate        2", "not reached       3,").without(t, "hunter2")
+	if f.version(t, here.Schema) != latest-1 {
+		t.Error("a dry run migrates")
+	}
+	f.run(t, append([]string{"migrate", "--quiet"}, cutOff...)...).expect(t, cli.ExitUnreachable,
+		"2 tenants of cluster ap-away not reached: ", "1 tenant of cluster de-full not reached: ", "(SQLSTATE 53300)").without(t, "hunter2")
+	for in, tenant := range map[*fixture]registry.Tenant{&f: here, &eu: there} {
+		if in.version(t, tenant.Schema) != latest || !f.noted(t, tenant) {
+			t.Errorf("%s: a cluster that is away has stopped it", tenant.Schema)
+		}
+	}
+	got := object[migrateJSON](t, f.run(t, append([]string{"migrate", "--json"}, cutOff...)...).expect(t, cli.ExitUnreachable))
+	if got.Tenants != 5 || got.Current != 2 || got.Left != 3 || got.Failed != 0 || len(got.Unreached) != 2 || !strings.Contains(got.Error, "ap-away") || !strings.Contains(got.Error, "de-full") {
+		t.Errorf("%+v", got)
+	}
+	for _, lost := range got.Unreached {
+		if want := map[string]int{"ap-away": 2, "de-full": 1}[lost.Cluster]; lost.Tenants != want || lost.Error == "" {
+			t.Errorf("%+v", lost)
+		}
+	}
+	status := object[statusJSON](t, f.run(t, append([]string{"status", "--json"}, servers(away, full.url)...)...).expect(t, cli.ExitUnreachable))
+	if status.UpToDate != 2 || status.Behind != 1 || len(status.Unreached) != 1 || status.Unreached[0].Tenants != 2 {
+		t.Errorf("%+v", status)
+	}
+	f.run(t, append([]string{"status"}, servers(away, full.url)...)...).expect(t, cli.ExitUnreachable, "2 tenants of cluster ap-away not reached: ", "not reached       2")
+
+	f.run(t, append([]string{"migrate"}, servers(full.url, full.url)...)...).expect(t, cli.ExitOK, "migrated          3", "up to date        2").without(t, "not reached")
 }
 
 func TestNotesThatCannotBeTaken(t *testing.T) {

@@ -19,8 +19,9 @@ import (
 // a time.
 type migrateReporter interface {
 	begin(c chosen)
-	progress(before int, p migrations.Progress) // before: tenants of other servers that have ended
+	progress(p migrations.Progress) // of the tenants of all servers
 	tenant(m migrated)
+	lost(c cutOff)
 	end(r migrateRun)
 }
 
@@ -43,16 +44,15 @@ type textMigrateReport struct {
 	quiet, dryRun, terminal bool
 	every                   time.Duration
 
-	mu    sync.Mutex
-	bar   *progressbar.ProgressBar // nil where there is none
-	last  time.Time
-	total int
+	mu   sync.Mutex
+	bar  *progressbar.ProgressBar // nil where there is none
+	last time.Time
 }
 
 func (t *textMigrateReport) begin(c chosen) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.last, t.total = time.Now(), c.tenants
+	t.last = time.Now()
 	if t.terminal && c.tenants > 0 {
 		t.bar = progressbar.NewOptions(c.tenants,
 			progressbar.OptionSetWriter(t.app.stderr),
@@ -69,20 +69,19 @@ func (t *textMigrateReport) begin(c chosen) {
 	}
 }
 
-func (t *textMigrateReport) progress(before int, p migrations.Progress) {
+func (t *textMigrateReport) progress(p migrations.Progress) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	done := before + p.Done
 	if t.bar != nil {
 		t.bar.Describe("tenants" + pace(p))
-		_ = t.bar.Set(done)
+		_ = t.bar.Set(p.Done)
 		return
 	}
 	if time.Since(t.last) < t.every {
 		return
 	}
 	t.last = time.Now()
-	t.outf("%d of %d tenants%s", done, t.total, pace(p))
+	t.outf("%d of %d tenants%s", p.Done, p.Total, pace(p))
 }
 
 // pace says how fast a run is, and how long the rest will take.
@@ -123,6 +122,13 @@ func (t *textMigrateReport) tenant(m migrated) {
 	}
 }
 
+func (t *textMigrateReport) lost(c cutOff) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.clear()
+	t.app.errf("%s", c.Error())
+}
+
 // failure says on one line why a tenant was not migrated.
 func failure(m migrated) string {
 	text := m.target.about(m.cluster) + ": "
@@ -148,9 +154,6 @@ func (t *textMigrateReport) end(r migrateRun) {
 	}
 	if r.noted != nil {
 		t.app.errf("%s", cli.OneLine(r.noted))
-	}
-	if r.err != nil {
-		t.app.errf("%s", cli.OneLine(r.err))
 	}
 	if !t.quiet {
 		t.table(r, t.app.stdout)
@@ -231,6 +234,7 @@ type migrateJSON struct {
 	LeftOut   int            `json:"tenants_left_out"` // being provisioned or dropped
 	Changed   []changeJSON   `json:"changed"`          // created and migrated, or to be, by schema
 	Failures  []failedTenant `json:"failures"`         // failed, busy and being moved, by schema
+	Unreached []lostServer   `json:"clusters_unreached,omitempty"`
 	Stopped   string         `json:"stopped,omitempty"`
 	Warning   string         `json:"warning,omitempty"`
 	Error     string         `json:"error,omitempty"`
@@ -254,9 +258,19 @@ type failedTenant struct {
 	SQLState string `json:"sqlstate,omitempty"`
 }
 
-func (jsonMigrateReport) begin(chosen)                      {}
-func (jsonMigrateReport) progress(int, migrations.Progress) {}
-func (jsonMigrateReport) tenant(migrated)                   {}
+// lostServer is a cluster that could not be reached, or not to the end.
+type lostServer struct {
+	Cluster string `json:"cluster"`
+	Tenants int    `json:"tenants_left"`
+	Error   string `json:"error"`
+}
+
+func (c cutOff) json() lostServer { return lostServer{c.cluster, c.tenants, cli.OneLine(c.err)} }
+
+func (jsonMigrateReport) begin(chosen)                 {}
+func (jsonMigrateReport) progress(migrations.Progress) {}
+func (jsonMigrateReport) tenant(migrated)              {}
+func (jsonMigrateReport) lost(cutOff)                  {}
 
 func (j jsonMigrateReport) end(r migrateRun) {
 	object := migrateJSON{
@@ -287,11 +301,13 @@ func (j jsonMigrateReport) end(r migrateRun) {
 	if err := errors.Join(r.chosen.unfit, r.refused, r.late); err != nil {
 		object.Warning = cli.OneLine(err)
 	}
-	switch {
-	case r.err != nil:
-		object.Error = cli.OneLine(r.err)
-	case r.noted != nil:
-		object.Error = cli.OneLine(r.noted)
+	var errs []error
+	for _, c := range r.cutOff {
+		errs = append(errs, c)
+		object.Unreached = append(object.Unreached, c.json())
+	}
+	if err := errors.Join(append(errs, r.noted)...); err != nil {
+		object.Error = cli.OneLine(err)
 	}
 	if err := j.app.printJSON(object); err != nil {
 		j.app.errf("%v", err)

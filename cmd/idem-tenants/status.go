@@ -22,7 +22,8 @@ func (a *app) statusVerb() *cobra.Command {
 		Long: `idem-tenants status says which migrations the tenants' schemas have had, which of them are
 behind, and which differ from what the migrations make, and how: somebody changed them by
 hand. What a service keeps beside the library's tables is no drift. It changes nothing.
-The exit code is 5 unless all is in order.
+The exit code is 5 unless all is in order, and 3 if a cluster could not be reached, whose
+tenants it then says nothing of.
 
 With --json it prints one object: counts, and the tenants that are not in order.`,
 		Example: `  idem-tenants status
@@ -54,7 +55,9 @@ type statusJSON struct {
 	LeftOut  int           `json:"tenants_left_out"` // being provisioned or dropped
 	Versions map[int64]int `json:"versions"`         // how many tenants are at each
 	Disorder []standing    `json:"disorder"`         // tenants that are not up to date, or have drifted
-	Warning  string        `json:"warning,omitempty"`
+	// Unreached are the clusters of which nothing can be said.
+	Unreached []lostServer `json:"clusters_unreached,omitempty"`
+	Warning   string       `json:"warning,omitempty"`
 }
 
 // standing is how one tenant stands.
@@ -90,6 +93,12 @@ func (a *app) status(cmd *cobra.Command, c choice, workers int, versionsOnly boo
 		s.Warning = cli.OneLine(found.unfit)
 	}
 	for _, server := range found.servers {
+		if server.away != nil {
+			lost := cutOff{server.cluster, len(server.targets), server.away}
+			s.Unreached = append(s.Unreached, lost.json())
+			a.errf("%s", lost.Error())
+			continue
+		}
 		list, err := migrations.Status(ctx, server.url, server.seq(), opts...)
 		if err != nil {
 			return err
@@ -104,10 +113,15 @@ func (a *app) status(cmd *cobra.Command, c choice, workers int, versionsOnly boo
 	} else {
 		err = a.printStatus(s, found)
 	}
-	if err == nil && len(s.Disorder) > 0 {
+	switch {
+	case err != nil:
+		return err
+	case len(s.Unreached) > 0:
+		return exitError{code: cli.ExitUnreachable}
+	case len(s.Disorder) > 0:
 		return exitError{code: exitDisorder}
 	}
-	return err
+	return nil
 }
 
 func (s *statusJSON) add(cluster string, t target, one migrations.SchemaStatus) {
@@ -159,6 +173,13 @@ func (a *app) printStatus(s statusJSON, found chosen) error {
 		if row.n > 0 {
 			f.row(row.name, "%d", row.n)
 		}
+	}
+	unreached := 0
+	for _, server := range s.Unreached {
+		unreached += server.Tenants
+	}
+	if unreached > 0 {
+		f.row("not reached", "%d", unreached)
 	}
 	if text := found.leftOut(); text != "" {
 		f.row("left out", "%s", strings.TrimPrefix(text, "left out: "))

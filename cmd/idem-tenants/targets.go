@@ -55,6 +55,7 @@ type server struct {
 	cluster string
 	url     string
 	targets []target
+	away    error // it cannot be reached
 }
 
 func (s server) seq() iter.Seq2[migrations.Target, error] {
@@ -96,6 +97,10 @@ func (a *app) choose(ctx context.Context, c choice) (chosen, error) {
 	if err != nil {
 		return chosen{}, err
 	}
+	database, err := a.database("")
+	if err != nil {
+		return chosen{}, err
+	}
 	var found chosen
 	if c.all {
 		c.schemas, err = pgstore.Schemas(ctx, pool)
@@ -110,8 +115,8 @@ func (a *app) choose(ctx context.Context, c choice) (chosen, error) {
 	for _, schema := range c.schemas {
 		list = append(list, target{Target: migrations.Target{Schema: schema}})
 	}
-	err = a.add(ctx, &found, "", list)
-	return found, err
+	found.add(server{url: database.DirectURL(), targets: list})
+	return found, nil
 }
 
 func (a *app) chooseRegistered(ctx context.Context, c choice) (chosen, error) {
@@ -139,25 +144,29 @@ func (a *app) chooseRegistered(ctx context.Context, c choice) (chosen, error) {
 			byCluster[tenant.Cluster] = append(byCluster[tenant.Cluster], one)
 		}
 	}
-	for _, cluster := range sortedKeys(byCluster) {
-		if err := a.add(ctx, &found, cluster, byCluster[cluster]); err != nil {
+	clusters := sortedKeys(byCluster)
+	for _, cluster := range clusters { // all of them, before anything is waited for
+		if _, err := a.unopened(ctx, cluster); err != nil {
 			return chosen{}, err
 		}
+	}
+	for _, cluster := range clusters {
+		database, err := a.database(cluster)
+		if err != nil {
+			return chosen{}, err
+		}
+		s := server{cluster: cluster, url: database.DirectURL(), targets: byCluster[cluster]}
+		if _, s.away = a.pool(ctx, cluster); s.away != nil && ctx.Err() != nil {
+			return chosen{}, s.away
+		}
+		found.add(s)
 	}
 	return found, nil
 }
 
-func (a *app) add(ctx context.Context, found *chosen, cluster string, list []target) error {
-	if _, err := a.pool(ctx, cluster); err != nil { // which tells what cannot be reached
-		return err
-	}
-	database, err := a.database(cluster)
-	if err != nil {
-		return err
-	}
-	found.servers = append(found.servers, server{cluster: cluster, url: database.DirectURL(), targets: list})
-	found.tenants += len(list)
-	return nil
+func (c *chosen) add(s server) {
+	c.servers = append(c.servers, s)
+	c.tenants += len(s.targets)
 }
 
 // leftOut says which tenants were not looked at.

@@ -27,6 +27,13 @@ import (
 type shop struct {
 	handlers []http.Handler
 	charged  sync.Map // how often, by org and key: outside of any database
+	answers  sync.Map // to what each request was answered with first
+}
+
+// request is what a client sends, as often as it likes.
+type request struct {
+	org       uuid.UUID
+	path, key string
 }
 
 const (
@@ -94,42 +101,75 @@ func (s *shop) pay(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(w, "paid ", key)
 }
 
-// post sends a request to any of the processes until it is answered with 201, and once more
-// to see the same answer. It returns how often it was refused.
-func (s *shop) post(t *testing.T, org uuid.UUID, path, key string) (refused int) {
-	send := func() (int, string) {
-		r := httptest.NewRequest(http.MethodPost, path, strings.NewReader(`{"amount":1}`))
-		r = r.WithContext(idempotency.WithOrgID(r.Context(), org))
-		r.Header.Set(idempotency.HeaderKey, key)
-		w := httptest.NewRecorder()
-		s.handlers[rand.IntN(len(s.handlers))].ServeHTTP(w, r)
-		body, _ := io.ReadAll(w.Body)
-		return w.Code, string(body)
-	}
+// send sends a request to any of the processes, once.
+func (s *shop) send(q request) (status int, body string, replayed bool) {
+	r := httptest.NewRequest(http.MethodPost, q.path, strings.NewReader(`{"amount":1}`))
+	r = r.WithContext(idempotency.WithOrgID(r.Context(), q.org))
+	r.Header.Set(idempotency.HeaderKey, q.key)
+	w := httptest.NewRecorder()
+	s.handlers[rand.IntN(len(s.handlers))].ServeHTTP(w, r)
+	text, _ := io.ReadAll(w.Body)
+	return w.Code, string(text), w.Header().Get("Idempotency-Replayed") == "true"
+}
+
+// sendUntil sends a request until it is answered with 201. It returns how often it was refused
+// before, and ok tells whether it was answered in time.
+func (s *shop) sendUntil(t *testing.T, q request) (body string, replayed bool, refused int, ok bool) {
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-		status, body := send()
+		status, body, replayed := s.send(q)
 		if status == http.StatusCreated {
-			if again, replay := send(); again == http.StatusCreated && replay != body {
-				t.Errorf("%s and then %s", body, replay)
-			}
-			return refused
+			return body, replayed, refused, true
 		}
 		refused++
 		if time.Now().After(deadline) {
-			t.Errorf("%s: still %d %s", key, status, body)
-			return refused
+			t.Errorf("%s: still %d %s", q.key, status, body)
+			return body, false, refused, false
 		}
 		if strings.Contains(body, "unknown_tenant") {
-			t.Errorf("%s: a tenant that moves is not unknown: %s", key, body)
+			t.Errorf("%s: a tenant that moves is not unknown: %s", q.key, body)
 		}
 		if status != http.StatusForbidden && status != http.StatusConflict && status != http.StatusServiceUnavailable {
-			t.Errorf("%s: %d %s", key, status, body)
+			t.Errorf("%s: %d %s", q.key, status, body)
 		}
 	}
 }
 
+// post sends a request to any of the processes until it is answered with 201, and once more
+// to see the same answer. It returns how often it was refused.
+func (s *shop) post(t *testing.T, q request) (refused int) {
+	body, _, refused, ok := s.sendUntil(t, q)
+	if !ok {
+		return refused
+	}
+	s.answers.Store(q, body)
+	if again, replay, _ := s.send(q); again == http.StatusCreated && replay != body {
+		t.Errorf("%s and then %s", body, replay)
+	}
+	return refused
+}
+
+// sendAgain sends each request again that was answered, to see the answer that it had.
+func (s *shop) sendAgain(t *testing.T) (sent int) {
+	var clients sync.WaitGroup
+	turns := make(chan struct{}, 8)
+	s.answers.Range(func(q, first any) bool {
+		sent++
+		turns <- struct{}{}
+		clients.Go(func() {
+			defer func() { <-turns }()
+			if body, replayed, _, ok := s.sendUntil(t, q.(request)); ok && (body != first || !replayed) {
+				t.Errorf("%s, and %s when all was over (replayed: %t)", first, body, replayed)
+			}
+		})
+		return true
+	})
+	clients.Wait()
+	return sent
+}
+
 // TestMoveUnderLoad: a tenant moves from server to server while its clients pay, and others'
-// do; each payment happens once, and others are never refused.
+// do; each payment happens once, and others are never refused. What was answered before and
+// between the moves is answered the same after them.
 func TestMoveUnderLoad(t *testing.T) {
 	t.Parallel()
 	w := newWorldOfServers(t)
@@ -152,7 +192,7 @@ func TestMoveUnderLoad(t *testing.T) {
 					case <-done:
 						return
 					default:
-						refused[i].Add(int64(s.post(t, tenant.OrgID, path, fmt.Sprintf("%d-%d", client, n))))
+						refused[i].Add(int64(s.post(t, request{tenant.OrgID, path, fmt.Sprintf("%d-%d", client, n)})))
 						paid[i][client%2].Add(1)
 					}
 				}
@@ -179,6 +219,13 @@ func TestMoveUnderLoad(t *testing.T) {
 	}
 	close(done)
 	clients.Wait()
+	var answered int64
+	for i := range paid {
+		answered += paid[i][0].Load() + paid[i][1].Load()
+	}
+	if sent := int64(s.sendAgain(t)); sent != answered { // before the payments are counted
+		t.Errorf("%d requests were sent again, and the clients know of %d", sent, answered)
+	}
 	for i, tenant := range tenants {
 		now, err := w.tenants.Tenant(t.Context(), tenant.OrgID)
 		if err != nil {
