@@ -72,8 +72,8 @@
 //     names (Target.OrgID).
 //
 // A schema that is newer than the program is left alone: All reports it as [Newer], Status as
-// [Ahead]. A service that meets a schema older than it needs, or one that its registry says is, refuses
-// its tenant.
+// [Ahead]. A service that meets a schema older than it needs, or one that its registry says is
+// older, refuses its tenant.
 //
 // The package is for deployment, never for the request path: a service that imports the
 // middleware and the store alone compiles no goose.
