@@ -34,9 +34,9 @@ func (a *app) migrateVerb() *cobra.Command {
 		Long: `idem-tenants migrate migrates the schemas that are behind: of all tenants of the registry
 that are active or suspended, and notes the versions there; or, with --all-schemas or
 --schema, without the registry, which then goes on saying the old ones, so that services
-refuse its tenants where they need newer ones. A schema that is missing is made by --schema alone: to
-make that of a tenant anew would run requests again that had been answered, so the tenant
-fails. provision makes tenants.
+refuse its tenants where they need newer ones. A schema that is missing is made by --schema
+alone: to make that of a tenant anew would run requests again that had been answered, so the
+tenant fails. provision makes tenants.
 
 It may be stopped and run again, and continues; runs at the same time share the work. Each
 migration is a transaction. A tenant that fails stops no other. One whose tables are in
