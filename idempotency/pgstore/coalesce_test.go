@@ -173,8 +173,8 @@ func lockTable(t *testing.T, pool *pgxpool.Pool, org uuid.UUID) (release func())
 	return release
 }
 
-// TestFailuresAreTheirOwn: what fails of one tenant's requests fails no other's, however
-// they come together.
+// TestFailuresAreTheirOwn: what fails of one tenant's requests fails no other's, and no other
+// of its own, however they come together.
 func TestFailuresAreTheirOwn(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol} {
@@ -185,40 +185,127 @@ func TestFailuresAreTheirOwn(t *testing.T) {
 			records := storetest.SchemaOf(t, refusing).Quoted() + ".idempotency_records"
 			for _, sql := range []string{
 				`CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = 'check_violation'; END $$`,
-				`CREATE TRIGGER refuse BEFORE INSERT ON ` + records + ` FOR EACH ROW WHEN (NEW.key LIKE 'bad%') EXECUTE FUNCTION public.refuse()`,
+				`CREATE TRIGGER refuse_claim BEFORE INSERT ON ` + records + ` FOR EACH ROW WHEN (NEW.key LIKE 'bad%') EXECUTE FUNCTION public.refuse()`,
+				`CREATE TRIGGER refuse_completion BEFORE UPDATE ON ` + records + ` FOR EACH ROW WHEN (NEW.key LIKE 'worse%') EXECUTE FUNCTION public.refuse()`,
 			} {
 				if _, err := pool.Exec(t.Context(), sql); err != nil {
 					t.Fatal(err)
 				}
 			}
-			store := storetest.NewStore(t, poolLike(t, pool, withMode(mode)), pgstore.WithCoalescing(1))
-			var wg sync.WaitGroup
-			attempt := func(org uuid.UUID, key string, want error) {
-				wg.Go(func() {
-					req := claimRequest(org, key)
-					result, err := store.Claim(t.Context(), req)
-					switch {
-					case !errors.Is(err, want):
-						t.Errorf("key %s: %v, want %v", key, err, want)
-					case err == nil && result.Outcome != idempotency.OutcomeClaimed:
-						t.Errorf("key %s: outcome %d", key, result.Outcome)
-					case err == nil:
-						if err := store.Complete(t.Context(), req.Claim, &idempotency.Record{ResponseStatus: 201}); err != nil {
-							t.Errorf("key %s: Complete: %v", key, err)
-						}
+			conns := poolLike(t, pool, withMode(mode))
+			const keys = 30
+			newStore := func() *pgstore.Store { // that goes together with whatever has failed in others
+				return storetest.NewStore(t, conns, pgstore.WithCoalescing(1))
+			}
+			t.Run("claims, and completions beside them", func(t *testing.T) {
+				store := newStore()
+				allAtOnce(keys, func(i int, together func(func())) {
+					for _, c := range []struct {
+						org  uuid.UUID
+						key  string
+						want error
+					}{
+						{well, "key-", nil},
+						{refusing, "key-", nil},
+						{refusing, "bad-", idempotency.ErrStoreRefused},
+						{refusing, "\x00", idempotency.ErrStoreRefused},
+						{gone, "key-", tenancy.ErrUnknownTenant},
+					} {
+						together(func() {
+							req := claimRequest(c.org, fmt.Sprint(c.key, i))
+							result, err := store.Claim(t.Context(), req)
+							if !errors.Is(err, c.want) || err == nil && result.Outcome != idempotency.OutcomeClaimed {
+								t.Errorf("key %s: outcome %d, %v; want %v", req.Key, result.Outcome, err, c.want)
+							}
+							if err != nil {
+								return
+							}
+							if err := store.Complete(t.Context(), req.Claim, &idempotency.Record{ResponseStatus: 201}); err != nil {
+								t.Errorf("key %s: Complete: %v", req.Key, err)
+							}
+						})
 					}
 				})
-			}
-			for i := range 30 {
-				attempt(well, fmt.Sprint("key-", i), nil)
-				attempt(refusing, fmt.Sprint("key-", i), nil)
-				attempt(refusing, fmt.Sprint("bad-", i), idempotency.ErrStoreRefused)
-				attempt(refusing, fmt.Sprint("\x00", i), idempotency.ErrStoreRefused)
-				attempt(gone, fmt.Sprint("key-", i), tenancy.ErrUnknownTenant)
-			}
-			wg.Wait()
+			})
+			t.Run("completions", func(t *testing.T) {
+				claimed, store := newStore(), newStore()
+				var reqs [keys][3]idempotency.ClaimRequest
+				for i := range reqs {
+					reqs[i] = [...]idempotency.ClaimRequest{
+						claimRequest(well, fmt.Sprint("worse-", i)), claimRequest(refusing, fmt.Sprint("well-", i)), claimRequest(refusing, fmt.Sprint("worse-", i)),
+					}
+					for _, req := range reqs[i] {
+						mustClaim(t, claimed, req, idempotency.OutcomeClaimed)
+					}
+				}
+				allAtOnce(keys, func(i int, together func(func())) {
+					for j, want := range []error{nil, nil, idempotency.ErrStoreRefused} {
+						together(func() {
+							req := reqs[i][j]
+							if err := store.Complete(t.Context(), req.Claim, &idempotency.Record{ResponseStatus: 201}); !errors.Is(err, want) {
+								t.Errorf("key %s: %v, want %v", req.Key, err, want)
+							}
+						})
+					}
+				})
+				for i := range reqs {
+					mustClaim(t, claimed, reqs[i][0], idempotency.OutcomeCompleted)
+					mustClaim(t, claimed, reqs[i][1], idempotency.OutcomeCompleted)
+					if rec, err := claimed.Get(t.Context(), refusing, reqs[i][2].Key); !errors.Is(err, idempotency.ErrNotFound) {
+						t.Errorf("key %s, whose completion was refused: %+v, %v", reqs[i][2].Key, rec, err)
+					}
+				}
+			})
+			t.Run("looks", func(t *testing.T) {
+				for name, in := range modes {
+					dropped := storetest.NewTenant(t, pool)
+					store := in(newStore()).(idempotency.LeaseStore)
+					for i := range keys {
+						for _, org := range []uuid.UUID{well, dropped} {
+							req := claimRequest(org, fmt.Sprint(name, i))
+							result, err := store.Claim(t.Context(), req)
+							if err == nil {
+								err = store.Complete(t.Context(), req.Claim, &idempotency.Record{ResponseStatus: 200 + i})
+							}
+							if err != nil {
+								t.Fatalf("key %s: outcome %d, %v", req.Key, result.Outcome, err)
+							}
+						}
+					}
+					dropTables(t, pool, dropped)
+					allAtOnce(keys, func(i int, together func(func())) {
+						together(func() {
+							result, err := store.Claim(t.Context(), claimRequest(well, fmt.Sprint(name, i)))
+							if err != nil || result.Outcome != idempotency.OutcomeCompleted || result.Record.ResponseStatus != 200+i {
+								t.Errorf("%s %d: %+v, %v", name, i, result, err)
+							}
+						})
+						together(func() {
+							if result, err := store.Claim(t.Context(), claimRequest(dropped, fmt.Sprint(name, i))); !errors.Is(err, tenancy.ErrUnknownTenant) {
+								t.Errorf("%s %d, whose table was dropped: %+v, %v", name, i, result, err)
+							}
+						})
+					})
+				}
+			})
 		})
 	}
+}
+
+// allAtOnce calls do for each of n, and then all that it asks for together.
+func allAtOnce(n int, do func(i int, together func(func()))) {
+	start := make(chan struct{})
+	var wg sync.WaitGroup
+	for i := range n {
+		do(i, func(f func()) {
+			wg.Go(func() {
+				<-start
+				f()
+			})
+		})
+	}
+	close(start)
+	wg.Wait()
 }
 
 // TestBlockedTenantBlocksNoOther: while one tenant's table is locked, by a migration say,

@@ -56,7 +56,8 @@
 // [Store.Transactional] lets each handler run in a transaction of its tenant, in which
 // its own writes and the stored response are committed together; [Tx] is the handler's
 // way to it. A claim is one round trip there as well, and so are record and commit
-// together. Each running request then holds a connection.
+// together. Each running request then holds a connection. A replay of a key that this process
+// has met lately is one round trip and no transaction; of any other key it takes a second one.
 //
 // # Requests whose process died
 //

@@ -226,10 +226,12 @@ func TestTransactionsUseAllPools(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	if _, err := store.Claim(ctx, claimRequest(org, "one more")); !errors.Is(err, idempotency.ErrStoreRefused) {
-		t.Errorf("one more: %v; want an error that wraps ErrStoreRefused", err)
+	for _, key := range []string{"one more", "one more", "key-0"} { // unknown once
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		if _, err := store.Claim(ctx, claimRequest(org, key)); !errors.Is(err, idempotency.ErrStoreRefused) {
+			t.Errorf("%s: %v; want an error that wraps ErrStoreRefused", key, err)
+		}
 	}
 	for _, c := range claims {
 		if err := store.Complete(t.Context(), c, &idempotency.Record{ResponseStatus: 201}); err != nil {

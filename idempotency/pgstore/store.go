@@ -427,12 +427,20 @@ func (s *Store) ended(ctx context.Context, at located, step string, c idempotenc
 	if err != nil {
 		return lostOr(step, c.OrgID, err)
 	}
-	key := newWaitKey(c.OrgID, c.Key)
-	s.ends.Signal(key)
+	s.signal(c.OrgID, c.Key)
 	if awaited {
-		at.server.listener.tell(context.WithoutCancel(ctx), at.home.conns, key)
+		at.server.listener.tell(context.WithoutCancel(ctx), at.home.conns, newWaitKey(c.OrgID, c.Key))
 	}
 	return nil
+}
+
+// signal tells those who wait in this process for what happens to a key. Mostly nobody does,
+// and its name is not worth the hash: who comes to wait after this looks, and finds what
+// happened before.
+func (s *Store) signal(orgID uuid.UUID, key string) {
+	if s.ends.Len() > 0 {
+		s.ends.Signal(newWaitKey(orgID, key))
+	}
 }
 
 // Watch implements [idempotency.WatchStore], over one connection to each server for all who
@@ -520,7 +528,7 @@ func (s *Store) Put(ctx context.Context, rec *idempotency.Record) error {
 	err = s.follow(ctx, rec.OrgID, at, func(at located) error {
 		return s.outdatedOrMissing(ctx, at.tenant, rec.OrgID, putAt(ctx, at, rec))
 	})
-	s.ends.Signal(newWaitKey(rec.OrgID, rec.Key))
+	s.signal(rec.OrgID, rec.Key)
 	return translate("put", rec.OrgID, err)
 }
 

@@ -121,6 +121,9 @@ func WithReruns(n int) TxOption {
 // time, the unique key decides: the transaction finds the claim with a lease at its end,
 // and is rolled back.
 //
+// Replays of keys that this process has lately met begin no transaction: they look, in one
+// round trip, and go together as those of leases do (see [WithCoalescing]).
+//
 // Requests that wait ([idempotency.WithWait]) hold no connection. They are told at once of
 // an end in their own process, and ask again for one elsewhere, at growing intervals of up
 // to a second: a transaction does not see who waits for it.
@@ -169,7 +172,8 @@ type txAttempt struct {
 
 // Claim implements [idempotency.LeaseStore]. It takes one round trip, one more to end the
 // transaction when the key is not to be had, and one before it where the request is to be
-// kept.
+// kept. Of a key that this process has lately met a look comes first, in one round trip: for
+// a replay that is all.
 func (t *txStore) Claim(ctx context.Context, req idempotency.ClaimRequest) (idempotency.ClaimResult, error) {
 	at, err := t.store.locate(ctx, req.OrgID)
 	if err != nil {
@@ -178,8 +182,16 @@ func (t *txStore) Claim(ctx context.Context, req idempotency.ClaimRequest) (idem
 	if err := checkKey(req.Key, req.RequestHash); err != nil {
 		return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
 	}
+	known := t.store.seen.add(req.OrgID, req.Key)
+	looks := known && !req.Recovery && req.Rerun == 0 // who recovers, or met others, is to run most likely
 	var result idempotency.ClaimResult
 	err = t.store.follow(ctx, req.OrgID, at, func(at located) (err error) {
+		if looks {
+			var done bool
+			if result, done, err = t.replay(ctx, at, req); done || err != nil {
+				return err
+			}
+		}
 		result, err = t.claimAt(ctx, at, req)
 		return err
 	})
@@ -189,14 +201,41 @@ func (t *txStore) Claim(ctx context.Context, req idempotency.ClaimRequest) (idem
 	return idempotency.ClaimResult{}, translate("claim", req.OrgID, err)
 }
 
+// replay looks at the record of a key without a transaction of its own, together with others.
+// It is done if that is completed, or of another fingerprint: what is completed stays so until
+// it has expired or is cleared, so this is what a transaction would find. In all else it is for
+// the transaction to say.
+func (t *txStore) replay(ctx context.Context, at located, req idempotency.ClaimRequest) (result idempotency.ClaimResult, done bool, err error) {
+	row, found, err := t.store.look(ctx, at, req.Claim)
+	switch {
+	case isSerializationFailure(err):
+		return result, false, nil
+	case err != nil:
+		var pgErr *pgconn.PgError
+		if !errors.As(err, &pgErr) {
+			err = at.refusedIfFull(err)
+		}
+		return result, false, err
+	case !found:
+		return result, false, nil
+	}
+	result, _ = judge(req, row)
+	return result, result.Outcome == idempotency.OutcomeCompleted || result.Outcome == idempotency.OutcomeMismatch, nil
+}
+
+// refusedIfFull returns the error of a claim that got no connection: refused if all are in use,
+// by attempts in flight, perhaps at this very key. Nobody is to run beside them.
+func (at located) refusedIfFull(err error) error {
+	if at.server.pools.full() {
+		return fmt.Errorf("%w: all connections of the pool are in use: %w", idempotency.ErrStoreRefused, err)
+	}
+	return err
+}
+
 func (t *txStore) claimAt(ctx context.Context, at located, req idempotency.ClaimRequest) (idempotency.ClaimResult, error) {
 	conn, err := at.server.acquireIdle(ctx, at.schema)
 	if err != nil {
-		if at.server.pools.full() {
-			// By attempts in flight, perhaps at this very key: nobody is to run beside them.
-			err = fmt.Errorf("%w: all connections of the pool are in use: %w", idempotency.ErrStoreRefused, err)
-		}
-		return idempotency.ClaimResult{}, err
+		return idempotency.ClaimResult{}, at.refusedIfFull(err)
 	}
 	for range maxClaimTries {
 		result, again, err := t.tryClaim(ctx, at, conn, req)

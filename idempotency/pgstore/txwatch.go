@@ -30,7 +30,7 @@ func (t *txStore) Watch(orgID uuid.UUID, key string) (ended <-chan struct{}, sto
 
 // ended tells those who wait in this process that the attempt of c has come to its end.
 func (t *txStore) ended(c idempotency.Claim) {
-	t.store.ends.Signal(newWaitKey(c.OrgID, c.Key))
+	t.store.signal(c.OrgID, c.Key)
 }
 
 // asker has somebody ask again, at growing intervals.
