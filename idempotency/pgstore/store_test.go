@@ -78,54 +78,6 @@ func TestRoundTrips(t *testing.T) {
 	}
 }
 
-// TestReplayWritesNothing looks at what PostgreSQL itself counts: no WAL and no
-// row version, dead or alive.
-func TestReplayWritesNothing(t *testing.T) {
-	t.Parallel()
-	server := pgtest.NewServer(t, pgtest.WithParameter("autovacuum", "off"),
-		pgtest.WithParameter("wal_level", "minimal"), pgtest.WithParameter("max_wal_senders", "0")) // no snapshots for standbys in the WAL
-	url, _, err := server.CreateDatabase(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool, err := pgxpool.New(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pool.Close()
-	org := storetest.NewTenant(t, pool)
-	store := storetest.NewStore(t, pool)
-	req := claimRequest(org, "key")
-	mustClaim(t, store, req, idempotency.OutcomeClaimed)
-	inFlight := claimRequest(org, "in flight")
-	mustClaim(t, store, inFlight, idempotency.OutcomeClaimed)
-	mustComplete(t, store, req.Claim)
-	if _, err := pool.Exec(t.Context(), "VACUUM FREEZE"); err != nil { // hint bits are written once, by whoever looks first
-		t.Fatal(err)
-	}
-	if _, err := pool.Exec(t.Context(), "CHECKPOINT"); err != nil {
-		t.Fatal(err)
-	}
-	state := func() string {
-		var wal, xid string
-		var size int64
-		err := pool.QueryRow(t.Context(), `SELECT pg_current_wal_insert_lsn()::text, pg_snapshot_xmax(pg_current_snapshot())::text, pg_relation_size($1::regclass)`,
-			storetest.SchemaOf(t, org).Quoted()+".idempotency_records").Scan(&wal, &xid, &size)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return fmt.Sprint("WAL at ", wal, ", next transaction ", xid, ", table of ", size)
-	}
-	before := state()
-	for range 100 {
-		mustClaim(t, store, claimRequest(org, "key"), idempotency.OutcomeCompleted)
-		mustClaim(t, store, claimRequest(org, "in flight"), idempotency.OutcomeInFlight)
-	}
-	if after := state(); after != before {
-		t.Errorf("200 replays and refusals wrote something:\nbefore %s\nafter  %s", before, after)
-	}
-}
-
 func TestCompletionIsAHotUpdate(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.NewPool(t)
