@@ -54,6 +54,7 @@ var works = []work{
 	{name: "replay", what: "replay, of 10,000 keys", base: "pgbench-select", mode: "lease", keys: manyKeys, tenants: 1},
 	{name: "replay-few", what: "the same, few transactions at once", base: "pgbench-select", mode: "few", keys: manyKeys, tenants: 1},
 	{name: "replay-hot", what: "the same, of one key", base: "pgbench-select", mode: "lease", keys: oneKey, tenants: 1},
+	{name: "replay-tx", what: "the same, of 10,000 keys, in transactions", base: "pgbench-select", mode: "tx", keys: manyKeys, tenants: 1},
 	{name: "replay-256", what: "the same, of 10,000 keys, 256 clients", base: "pgbench-select", mode: "lease", keys: manyKeys, tenants: 1, clients: 256},
 
 	{name: "pgbench-pair-64k", what: "pgbench: the pair with 64 KiB", script: pairLargeScript},
