@@ -195,14 +195,23 @@ func (a *app) pool(ctx context.Context, cluster string) (*pgxpool.Pool, error) {
 	if err != nil || a.reached[cluster] {
 		return pool, err
 	}
-	if err := pool.Ping(ctx); err != nil {
-		if cluster != "" {
-			err = fmt.Errorf("cluster %s: %w", cluster, err)
-		}
-		return nil, exitError{cli.ExitUnreachable, fmt.Errorf("connect: %w", err)}
+	if err := reach(ctx, cluster, pool); err != nil {
+		return nil, err
 	}
 	a.reached[cluster] = true
 	return pool, nil
+}
+
+// reach reports whether the server of a cluster can be reached.
+func reach(ctx context.Context, cluster string, pool *pgxpool.Pool) error {
+	err := pool.Ping(ctx)
+	if err != nil && cluster != "" {
+		err = fmt.Errorf("cluster %s: %w", cluster, err)
+	}
+	if err != nil {
+		return exitError{cli.ExitUnreachable, fmt.Errorf("connect: %w", err)}
+	}
+	return nil
 }
 
 // unopened returns the same before it has opened a connection.

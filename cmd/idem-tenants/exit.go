@@ -49,10 +49,10 @@ func (a *app) exit(ctx context.Context, cmd *cobra.Command, err error) int {
 		return code
 	}
 	code := cli.ExitFailed
-	switch pgErr, ok := errors.AsType[*pgconn.PgError](err); {
+	switch {
 	case isKnown:
 		code = known.code
-	case isConnectError(err), ok && cli.IsLost(pgErr):
+	case isAway(err):
 		code = cli.ExitUnreachable
 	case errors.Is(err, tenancy.ErrUnknownTenant), errors.Is(err, idempotency.ErrNotFound):
 		code = exitNotFound
@@ -64,6 +64,12 @@ func (a *app) exit(ctx context.Context, cmd *cobra.Command, err error) int {
 		_, _ = fmt.Fprintf(a.stderr, "Run %s --help for what it takes.\n", cmd.CommandPath())
 	}
 	return code
+}
+
+// isAway reports whether an error says that a database could not be reached, or not any more.
+func isAway(err error) bool {
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	return isConnectError(err) || ok && cli.IsLost(pgErr)
 }
 
 func isConnectError(err error) bool {

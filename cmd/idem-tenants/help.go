@@ -17,7 +17,8 @@ Exit codes:
        tenants were done all the same
   2    a flag, an argument or a variable is wrong
   3    the database could not be reached, or its tenants not be listed; or, with migrate and
-       status, that of a cluster: those of the others were done all the same
+       status, that of a cluster: the others were gone on with, and the report says what
+       became of theirs
   4    something was left for another run: tenants that were busy, being moved or not
        reached, a version to note, or what a move has left; none failed
   5    status: a tenant is behind, newer than this program, broken, or has drifted

@@ -551,6 +551,10 @@ func TestMigrateWhatCanBeReached(t *testing.T) {
 	if status.UpToDate != 2 || status.Behind != 1 || len(status.Unreached) != 1 || status.Unreached[0].Tenants != 2 {
 		t.Errorf("%+v", status)
 	}
+	refused := object[statusJSON](t, f.run(t, append([]string{"status", "--json"}, cutOff...)...).expect(t, cli.ExitUnreachable).without(t, "hunter2"))
+	if refused.UpToDate != 2 || refused.Behind != 0 || len(refused.Unreached) != 2 {
+		t.Errorf("%+v", refused)
+	}
 	f.run(t, append([]string{"status"}, servers(away, full.url)...)...).expect(t, cli.ExitUnreachable, "2 tenants of cluster ap-away not reached: ", "not reached       2")
 
 	f.run(t, append([]string{"migrate"}, servers(full.url, full.url)...)...).expect(t, cli.ExitOK, "migrated          3", "up to date        2").without(t, "not reached")

@@ -174,8 +174,8 @@ func (a *app) leftOver(ctx context.Context, now registry.Tenant, err error) erro
 		return err
 	case errors.Is(err, move.ErrBusy):
 		return exitError{cli.ExitUnfinished, err}
-	case errors.Is(err, registry.ErrConflict), errors.Is(err, tenancy.ErrUnknownTenant):
-		return err // it is not, by now
+	case errors.Is(err, registry.ErrConflict), errors.Is(err, tenancy.ErrUnknownTenant), errors.Is(err, move.ErrMissing):
+		return err // it is not, by now, or the registry is wrong
 	}
 	return fmt.Errorf("%w\n%s is in %s, as the registry says: run it again to drop what it has left", err, now.OrgID, clusterName(now.Cluster))
 }

@@ -93,14 +93,18 @@ func (a *app) status(cmd *cobra.Command, c choice, workers int, versionsOnly boo
 		s.Warning = cli.OneLine(found.unfit)
 	}
 	for _, server := range found.servers {
-		if server.away != nil {
-			lost := cutOff{server.cluster, len(server.targets), server.away}
+		var list []migrations.SchemaStatus
+		err := server.away
+		if err == nil {
+			list, err = migrations.Status(ctx, server.url, server.seq(), opts...)
+		}
+		switch {
+		case err != nil && (server.away != nil || ctx.Err() == nil && isAway(err)):
+			lost := cutOff{server.cluster, len(server.targets), err}
 			s.Unreached = append(s.Unreached, lost.json())
 			a.errf("%s", lost.Error())
 			continue
-		}
-		list, err := migrations.Status(ctx, server.url, server.seq(), opts...)
-		if err != nil {
+		case err != nil:
 			return err
 		}
 		targets := server.bySchema()

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/spf13/pflag"
 
@@ -150,18 +151,37 @@ func (a *app) chooseRegistered(ctx context.Context, c choice) (chosen, error) {
 			return chosen{}, err
 		}
 	}
+	away := a.reach(ctx, clusters)
 	for _, cluster := range clusters {
 		database, err := a.database(cluster)
 		if err != nil {
 			return chosen{}, err
 		}
-		s := server{cluster: cluster, url: database.DirectURL(), targets: byCluster[cluster]}
-		if _, s.away = a.pool(ctx, cluster); s.away != nil && ctx.Err() != nil {
-			return chosen{}, s.away
+		if err := away[cluster]; err != nil && ctx.Err() != nil {
+			return chosen{}, err
 		}
-		found.add(s)
+		found.add(server{cluster: cluster, url: database.DirectURL(), targets: byCluster[cluster], away: away[cluster]})
 	}
 	return found, nil
+}
+
+// reach tries all of the clusters at once, each of which has a pool, and returns the errors of
+// those that are away.
+func (a *app) reach(ctx context.Context, clusters []string) map[string]error {
+	errs := make([]error, len(clusters))
+	var tries sync.WaitGroup
+	for i, cluster := range clusters {
+		if pool := a.pools[cluster]; !a.reached[cluster] {
+			tries.Go(func() { errs[i] = reach(ctx, cluster, pool) })
+		}
+	}
+	tries.Wait()
+	away := make(map[string]error)
+	for i, cluster := range clusters {
+		a.reached[cluster] = errs[i] == nil
+		away[cluster] = errs[i]
+	}
+	return away
 }
 
 func (c *chosen) add(s server) {

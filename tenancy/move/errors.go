@@ -14,6 +14,11 @@ var (
 	// suspended, the source is whole, and the copy is dropped when Move is run again.
 	ErrDiffers = errors.New("move: the copy differs")
 
+	// ErrMissing is returned when the schema of a tenant is not in the cluster where the registry
+	// says that it is, as after a registry was restored from a backup. Nothing is dropped then:
+	// correct the placement in the registry, or restore the schema, and move again.
+	ErrMissing = errors.New("move: the schema is missing")
+
 	// ErrOccupied is returned when the other cluster has a schema of the tenant's name that
 	// is no copy of it, or somebody has put something into the empty one that a move has left.
 	ErrOccupied = errors.New("move: the schema exists in the other cluster")

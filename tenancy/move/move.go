@@ -231,8 +231,8 @@ type Table struct {
 // keep what it has left from being dropped: run Move again, which does that.
 // After any other error the tenant stays suspended, if it came to that: run Move again, or
 // [Mover.Cancel]. Only where the report's tenant is in the cluster to and no longer moving, it is
-// served there, or as it was before, and it is what it has left that could not be dropped: run
-// Move again.
+// served there, or as it was before, and it is what it has left that could not be dropped, so run
+// Move again; or it is missing there ([ErrMissing]).
 func (m *Mover) Move(ctx context.Context, orgID uuid.UUID, to string) (Report, error) {
 	target, err := m.cluster(to)
 	if err != nil {
@@ -525,7 +525,7 @@ func (t *transfer) finish(ctx context.Context) error {
 	case err != nil: // nobody could look
 		return t.undropped(err)
 	case !copied:
-		return fmt.Errorf("move: schema %s is missing in cluster %q; its fenced original is kept", t.tenant.Schema, t.to.name)
+		return fmt.Errorf("%w: %s in cluster %q, where the registry has the tenant; its fenced original is kept in cluster %q: restore the schema, or correct the placement, and move again", ErrMissing, t.tenant.Schema, t.to.name, t.from.name)
 	}
 	if err := t.dropOriginal(ctx); err != nil {
 		return err
@@ -633,7 +633,7 @@ func (t *transfer) dropLeftover(ctx context.Context) error {
 	case err != nil:
 		return fmt.Errorf("move: cluster %q: %w", t.to.name, err)
 	case !found, t.isTombstone(comment):
-		return fmt.Errorf("move: schema %s is missing in cluster %q; what cluster %q has of it is kept", t.tenant.Schema, t.to.name, t.from.name)
+		return fmt.Errorf("%w: %s in cluster %q, where the registry has the tenant; what cluster %q has of it is kept: correct the placement, or restore the schema, and move again", ErrMissing, t.tenant.Schema, t.to.name, t.from.name)
 	case fenced:
 		if err := t.dropLeft(ctx); err != nil {
 			return err

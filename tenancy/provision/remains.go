@@ -42,7 +42,7 @@ func checkRemains(ctx context.Context, pool *pgxpool.Pool, tenant registry.Tenan
 		return err
 	}
 	if now.State != registry.Provisioning {
-		return fmt.Errorf("%w: another run has made org %s, which is %s, and is being moved to another cluster or has been; there is nothing to be made here any more", ErrState, now.OrgID, now.State)
+		return fmt.Errorf("%w: another run has made org %s, which is %s, and is being moved to another cluster or has been; there is nothing to be made here any more: provision again to see", ErrState, now.OrgID, now.State)
 	}
 	return fmt.Errorf("%w: an earlier tenant of the org_id went to cluster %q, and schema %s is left of it in cluster %q; the registry knows of no move: look at what that schema holds, drop it and the empty schema %s by hand, and provision again",
 		migrations.ErrMoved, stone.Cluster, fence, tenant.Cluster, tenant.Schema)

@@ -31,7 +31,8 @@
 // which does both, and not package migrations alone (migrations.Up, migrations.All), nor the
 // same command with --schema or --all-schemas, which does without a registry. A program of your
 // own calls [Registry.SetVersion] with what migrations.WithResult tells it. A tenant whose
-// version was never noted is served, whatever it is at.
+// version was never noted is not refused for that: what its schema lacks is found out by its
+// requests, which then get 503.
 //
 // # What is cached
 //
