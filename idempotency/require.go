@@ -643,7 +643,7 @@ func (x *exchange) complete(c Claim, outcome response, inTx bool) error {
 		}
 		err := x.memory.complete(x.kept, c.Token, outcome.compact())
 		x.settled = true
-		if tells {
+		if tells || err != nil { // what failed is told at other levels; it then counts from the handler's end
 			x.event.Complete = x.lap()
 		}
 		return err

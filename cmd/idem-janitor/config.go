@@ -125,7 +125,7 @@ func (cfg *config) flags() *flag.FlagSet {
 	flags.Func("interval", "run a round every `D`, from start to start, until stopped; 0 runs one and exits (default 0). A round that takes longer is followed by the next at once", cli.Duration(&cfg.interval))
 	flags.Func("batch", fmt.Sprintf("delete at most `N` records in one statement (default %d)", pgstore.DefaultPurgeBatch), cli.Number(&cfg.batch, maxBatch))
 	flags.Func("pause", "rest for `D` after each statement that deleted something (default 0)", cli.Duration(&cfg.pause))
-	flags.Func("workers", fmt.Sprintf("visit `N` tenants at the same time, over a connection each (default %d)", defaultWorkers), cli.Number(&cfg.workers, maxWorkers))
+	flags.Func("workers", fmt.Sprintf("visit `N` tenants of a database at the same time, over a connection each (default %d)", defaultWorkers), cli.Number(&cfg.workers, maxWorkers))
 	flags.Func("max-duration", "end a round after `D`, and leave the rest to the next; 0 sets no limit (default 0)", cli.Duration(&cfg.maxDuration))
 	flags.Func("statement-timeout", "have the server end each statement after `D`; that tenant then failed. 0 leaves it to the server (default 0)", cli.Duration(&cfg.statementTimeout))
 	flags.Func("lock-timeout", "have the server end a statement that waits for a lock for `D`, such as a migration's; that tenant then failed. 0 leaves it to the server (default 0)", cli.Duration(&cfg.lockTimeout))

@@ -13,7 +13,8 @@
 // not leased; it may run beside the service, and beside other janitors. Where the registry
 // places tenants in several clusters, give it the database of each, or run one for each: a
 // cluster that is named nowhere is purged by nobody. One that cannot be reached stops no
-// other. See
+// other, and keeps them waiting for half a minute at most; one that stops answering midway keeps the
+// round from ending, until --max-duration does that. See
 // idem-janitor --help for its flags, the environment variables behind them, and
 // its exit codes.
 //

@@ -128,31 +128,32 @@ func (j *janitor) sweep(ctx context.Context, r *round) {
 	var listing sync.WaitGroup
 	for i, db := range j.cfg.databases {
 		servers[i] = &server{database: db}
-		listing.Go(func() { servers[i].open(ctx, j.cfg.schemas) }) // at once: one that does not answer holds up nobody else
+		listing.Go(func() { servers[i].open(ctx, j.cfg) })
 	}
 	listing.Wait()
-	var tenants []outcome
-	visits := make(map[string]*server, len(servers))
+	defer closeAll(servers)
+	tenants, reached := 0, false
 	for _, s := range servers {
-		defer s.close()
-		visits[s.cluster] = s
 		r.unfit = errors.Join(r.unfit, s.about(s.unfit))
 		if cause := context.Cause(ctx); s.err != nil && cause != nil && !errors.Is(cause, errMaxDuration) {
 			r.stopped = cause
 			return
 		}
-		for _, schema := range s.schemas {
-			tenants = append(tenants, outcome{tenant: tenant{s.cluster, schema}})
-		}
+		j.order(s.tenants)
+		tenants += len(s.tenants)
+		reached = reached || s.err == nil
 	}
-	j.order(tenants)
-	v := &visit{cfg: j.cfg, report: j.report, servers: visits}
-	if reached := slices.ContainsFunc(servers, func(s *server) bool { return s.err == nil }); reached {
-		j.report.begin(len(tenants))
-		v.all(ctx, tenants)
-		r.tenants = tenants
+	if reached {
+		j.report.begin(tenants)
 	}
+	// Each with workers of its own: one that does not answer any more keeps nobody else's.
+	var visiting sync.WaitGroup
 	for _, s := range servers {
+		visiting.Go(func() { (&visit{j.cfg, j.report, s}).all() })
+	}
+	visiting.Wait()
+	for _, s := range servers {
+		r.tenants = append(r.tenants, s.tenants...)
 		if lost, ok := errors.AsType[errLost](context.Cause(s.ctx)); ok && s.err == nil {
 			s.err = lost
 		}
@@ -170,38 +171,65 @@ type server struct {
 	pool    *pgxpool.Pool
 	ctx     context.Context // ends with the round, and when the database has gone away
 	giveUp  context.CancelCauseFunc
-	schemas []tenancy.Schema
+	tenants []outcome
 	unfit   error
-	err     error // why there is no list of schemas
+	err     error // why there is no list of tenants
 }
 
-// open connects, and lists the schemas to visit: those of the catalog unless they are given.
-func (s *server) open(ctx context.Context, given []tenancy.Schema) {
+// open connects, and lists the tenants to visit: those of the catalog unless they are given.
+func (s *server) open(ctx context.Context, cfg config) {
 	s.ctx, s.giveUp = context.WithCancelCause(ctx)
-	cfg := s.config.Copy()
-	cfg.AfterRelease = isFresh
-	if s.pool, s.err = pgxpool.NewWithConfig(s.ctx, cfg); s.err != nil {
+	poolConfig := s.config.Copy()
+	poolConfig.AfterRelease = isFresh
+	if s.pool, s.err = pgxpool.NewWithConfig(s.ctx, poolConfig); s.err != nil {
 		return
 	}
-	if err := s.pool.Ping(s.ctx); err != nil {
+	ctx, cancel := context.WithTimeout(s.ctx, cfg.patience())
+	defer cancel()
+	if err := s.pool.Ping(ctx); err != nil {
 		s.err = fmt.Errorf("connect: %w", err)
 		return
 	}
-	if len(given) > 0 {
-		s.schemas = given
-		return
+	schemas := cfg.schemas
+	if len(schemas) == 0 {
+		var err error
+		schemas, err = pgstore.Schemas(ctx, s.pool)
+		switch {
+		case errors.Is(err, tenancy.ErrInvalidSchema):
+			s.unfit = err
+		case err != nil:
+			s.err = err
+			return
+		}
 	}
-	s.schemas, s.err = pgstore.Schemas(s.ctx, s.pool)
-	if errors.Is(s.err, tenancy.ErrInvalidSchema) {
-		s.unfit, s.err = s.err, nil
+	for _, schema := range schemas {
+		s.tenants = append(s.tenants, outcome{tenant: tenant{s.cluster, schema}})
 	}
 }
 
-func (s *server) close() {
-	s.giveUp(nil)
-	if s.pool != nil {
-		cli.ClosePool(s.pool)
+// patience is how long a database may take to connect and to list its tenants while others
+// wait for that.
+func (cfg config) patience() time.Duration {
+	const alone, beside = 100 * 365 * 24 * time.Hour, 30 * time.Second
+	switch {
+	case len(cfg.databases) == 1:
+		return alone // --max-duration ends it
+	case cfg.maxDuration > 0:
+		return min(beside, cfg.maxDuration/4)
 	}
+	return beside
+}
+
+// closeAll closes the pools at once, some of which may take long.
+func closeAll(servers []*server) {
+	var closing sync.WaitGroup
+	for _, s := range servers {
+		s.giveUp(nil)
+		if s.pool != nil {
+			closing.Go(func() { cli.ClosePool(s.pool) })
+		}
+	}
+	closing.Wait()
 }
 
 // about names the cluster in an error, which may be nil.
@@ -242,29 +270,27 @@ func (j *janitor) order(tenants []outcome) {
 	})
 }
 
-// visit is one way through all tenants.
+// visit is one way through all tenants of a server.
 type visit struct {
-	cfg     config
-	report  reporter
-	servers map[string]*server // by cluster
+	cfg    config
+	report reporter
+	*server
 }
 
-// all visits the tenants until ctx ends, several at a time, and notes what came of each.
-func (v *visit) all(ctx context.Context, outcomes []outcome) {
+// all visits the tenants until the server's context ends, several at a time, and notes what
+// came of each.
+func (v *visit) all() {
 	var next atomic.Int64
 	var workers sync.WaitGroup
-	for range min(v.cfg.workers, len(outcomes)) {
+	for range min(v.cfg.workers, len(v.tenants)) {
 		workers.Go(func() {
-			for ctx.Err() == nil {
+			for v.ctx.Err() == nil {
 				i := int(next.Add(1)) - 1
-				if i >= len(outcomes) {
+				if i >= len(v.tenants) {
 					return
 				}
-				o := &outcomes[i]
-				if s := v.servers[o.cluster]; s.ctx.Err() == nil {
-					v.tenant(s, o)
-					v.report.tenant(*o)
-				}
+				v.tenant(&v.tenants[i])
+				v.report.tenant(v.tenants[i])
 			}
 		})
 	}
@@ -273,22 +299,22 @@ func (v *visit) all(ctx context.Context, outcomes []outcome) {
 
 // tenant purges one tenant. A connection that was lost is no fault of the tenant's:
 // there is a second try if the database can be reached, and else none for any of it.
-func (v *visit) tenant(s *server, o *outcome) {
+func (v *visit) tenant(o *outcome) {
 	for retry := false; ; retry = true {
-		records, err := v.purge(s, o.schema)
+		records, err := v.purge(o.schema)
 		o.records += records
 		switch {
 		case err == nil:
 			o.state = done
 			return
-		case s.ctx.Err() != nil && (cli.IsLost(err) || cli.IsCancelled(err)):
+		case v.ctx.Err() != nil && (cli.IsLost(err) || cli.IsCancelled(err)):
 			return // left
 		case cli.IsLost(err) && !retry:
-			if pingErr := s.ping(); pingErr != nil {
-				s.giveUp(errLost{pingErr})
+			if pingErr := v.ping(); pingErr != nil {
+				v.giveUp(errLost{pingErr})
 				return // left
 			}
-		case v.isGone(s, o.schema, err):
+		case v.isGone(o.schema, err):
 			o.state = dropped
 			return
 		default:
@@ -299,14 +325,14 @@ func (v *visit) tenant(s *server, o *outcome) {
 }
 
 // purge deletes what has expired or, in a dry run, counts it.
-func (v *visit) purge(s *server, schema tenancy.Schema) (int64, error) {
+func (v *visit) purge(schema tenancy.Schema) (int64, error) {
 	if v.cfg.dryRun {
-		n, err := pgstore.CountExpired(s.ctx, s.pool, schema)
+		n, err := pgstore.CountExpired(v.ctx, v.pool, schema)
 		v.report.progress(n)
 		return n, err
 	}
 	var told int64
-	return pgstore.Purge(s.ctx, s.pool, schema, pgstore.PurgeOptions{
+	return pgstore.Purge(v.ctx, v.pool, schema, pgstore.PurgeOptions{
 		Batch: v.cfg.batch,
 		Pause: v.cfg.pause,
 		Progress: func(deleted int64) {
@@ -326,12 +352,12 @@ func (s *server) ping() error {
 
 // isGone reports whether the catalog's schema was dropped since it was listed. A
 // schema that was asked for by name has to be there.
-func (v *visit) isGone(s *server, schema tenancy.Schema, err error) bool {
+func (v *visit) isGone(schema tenancy.Schema, err error) bool {
 	if len(v.cfg.schemas) > 0 || !errors.Is(err, tenancy.ErrUnknownTenant) {
 		return false
 	}
 	// A trigger of the tenant's that misses a table of its own gives the same
 	// error; counting runs no triggers.
-	_, err = pgstore.CountExpired(s.ctx, s.pool, schema)
+	_, err = pgstore.CountExpired(v.ctx, v.pool, schema)
 	return errors.Is(err, tenancy.ErrUnknownTenant)
 }

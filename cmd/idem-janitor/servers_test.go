@@ -1,11 +1,14 @@
 package main
 
 import (
+	"fmt"
+	"net"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgidem/pgidem/internal/cli"
+	"github.com/pgidem/pgidem/internal/cli/clitest"
 	"github.com/pgidem/pgidem/internal/pgtest"
 	"github.com/pgidem/pgidem/tenancy"
 )
@@ -101,4 +104,30 @@ func TestClusterGoesAwayMidway(t *testing.T) {
 	if n := home.left(t); n != 9 {
 		t.Errorf("%d records are left where the database is there, want 9", n)
 	}
+}
+
+// TestSilentClusterKeepsNobodyElse: neither one that takes a connection and says nothing, nor one
+// that says nothing any more midway.
+func TestSilentClusterKeepsNobodyElse(t *testing.T) {
+	t.Parallel()
+	home, eu := newCluster(t, 4), newCluster(t, 4)
+	var unblock []func()
+	for _, schema := range eu.tenants {
+		unblock = append(unblock, block(t, eu.pool, schema, "ACCESS EXCLUSIVE"))
+	}
+	b := start(t, "--database-url", home.URL(), "--server", "eu-1="+eu.URL(), "--workers", "1")
+	clitest.Eventually(t, "the others are purged", func() bool { return home.left(t) == 12 })
+	for _, let := range unblock {
+		let()
+	}
+	b.wait(t).expect(t, cli.ExitOK, "8 tenants, 24 records deleted")
+
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = silent.Close() }()
+	fill(t, home.pool, home.tenants[0], 3, abandoned)
+	url := fmt.Sprintf("postgres://janitor@%s/app?sslmode=disable&connect_timeout=1", silent.Addr())
+	janitorRun(t, "--database-url", home.URL(), "--server", "us-1="+url).expect(t, cli.ExitUnreachable, "cluster us-1: connect: ", "4 tenants, 3 records deleted")
 }

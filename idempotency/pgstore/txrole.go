@@ -15,7 +15,8 @@ package pgstore
 //
 // The role has to exist for every tenant and needs what the handlers do in its schema besides
 // SELECT, INSERT, UPDATE and DELETE on the tables of this library; the pool's own role has to
-// be a member of it. Else the claim fails, and the handler does not run. Thousands of such
+// be a member of it. Else the claim fails, and the handler does not run; a replay may yet be sent,
+// which the pool's own role reads. Thousands of such
 // memberships cost each connection time whenever a tenant comes or goes, 0.2 seconds for 10,000
 // up to PostgreSQL 16: package provision has the figures, and what to do.
 func WithTenantRole() TxOption {
