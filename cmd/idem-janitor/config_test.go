@@ -40,7 +40,6 @@ func TestBadFlagsAndVariables(t *testing.T) {
 		"server variable":    {env: map[string]string{"IDEM_JANITOR_SERVER": "eu=postgres://u:hunter2@h/d us"}, want: []string{"IDEM_JANITOR_SERVER", "CLUSTER=URL"}},
 		"server's URL":       {args: []string{"--server", "eu=postgres://u:hunter2@h:port/d"}, want: []string{"--server eu"}},
 		"server twice":       {args: []string{"--server", "eu=postgres://u:hunter2@h/d eu=postgres://u:hunter2@h2/d"}, want: []string{"cluster eu is given twice"}},
-		"server's pairs":     {args: []string{"--server", "eu=host=h password=hunter2"}, want: []string{"CLUSTER=URL"}},
 		"server and schema":  {args: []string{"--server", "eu=" + anyURL, "--schema", "tenant_a"}, want: []string{"--schema goes with one database"}},
 		"two variables":      {env: map[string]string{"IDEM_JANITOR_BATCH": "x", "IDEM_JANITOR_PAUSE": "y"}, want: []string{"IDEM_JANITOR_BATCH", "IDEM_JANITOR_PAUSE"}},
 		"sslmode of the URL": {env: map[string]string{"DATABASE_URL": "postgres://u:hunter2%2F@h/d?sslmode=sometimes"}, want: []string{"DATABASE_URL", "sslmode"}},

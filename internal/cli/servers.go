@@ -14,7 +14,7 @@ type Servers map[string]string
 func (s Servers) Add(list string) error {
 	for part := range strings.FieldsSeq(list) {
 		name, databaseURL, ok := strings.Cut(part, "=")
-		if !ok || name == "" || strings.ContainsAny(name, ":/@") || !strings.Contains(databaseURL, "://") {
+		if !ok || name == "" || strings.ContainsAny(name, ":/@") {
 			return errors.New("give CLUSTER=URL, such as eu=postgres://user@host:5432/name, with special characters of the password percent-encoded (a space is %20)")
 		}
 		if before, twice := s[name]; twice && before != databaseURL {
