@@ -51,6 +51,7 @@ func TestStepOutlivesItsTransaction(t *testing.T) {
 			t.Parallel()
 			var charges, runs atomic.Int64
 			var keys sync.Map
+			first := 0 // the server process of the first attempt
 			b := newBank(t, pool, func(w http.ResponseWriter, r *http.Request) {
 				ctx := r.Context()
 				tx := pay(t, w, r)
@@ -70,6 +71,9 @@ func TestStepOutlivesItsTransaction(t *testing.T) {
 					t.Errorf("%d steps committed while the handler runs, want 1", n)
 				}
 				if runs.Add(1) == 1 {
+					if err := tx.QueryRow(ctx, `SELECT pg_backend_pid()`).Scan(&first); err != nil {
+						t.Error(err)
+					}
 					c.end(ctx, tx, w)
 				}
 				w.WriteHeader(http.StatusCreated)
@@ -81,6 +85,7 @@ func TestStepOutlivesItsTransaction(t *testing.T) {
 					t.Fatalf("the first attempt: %d %s", status, body)
 				}
 				b.wantPayments(t, "k", 0)
+				endOf(t, pool, first)
 			}
 			b.want(t, "k", http.StatusCreated, "charge 1")
 			b.wantPayments(t, "k", 1)
@@ -93,6 +98,24 @@ func TestStepOutlivesItsTransaction(t *testing.T) {
 				t.Errorf("decisions %s, want %s", got, c.decisions)
 			}
 		})
+	}
+}
+
+// endOf waits until a server process has no transaction any more: one that was killed may hold
+// its locks a moment longer than its connection lasts, and a retry is told 409 meanwhile.
+func endOf(t *testing.T, pool *pgxpool.Pool, pid int) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		var held bool
+		if err := pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND pid <> pg_backend_pid() AND locktype = 'advisory')`, pid).Scan(&held); err != nil {
+			t.Fatal(err)
+		}
+		if !held {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("server process %d still holds its lock", pid)
+		}
 	}
 }
 
