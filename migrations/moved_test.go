@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -126,31 +125,11 @@ func TestWhoIsBeingMovedIsToldApart(t *testing.T) {
 // before it has read what the schema has had.
 func TestMovedUnderARun(t *testing.T) {
 	t.Parallel()
-	pool := pgtest.NewPool(t)
-	target := migrations.Target{Schema: parse(t, "acme"), OrgID: uuid.New()}
-	if _, err := migrations.All(t.Context(), pool.Config().ConnString(), only(target)); err != nil {
-		t.Fatal(err)
-	}
-	conn, err := pool.Acquire(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Release()
-	var group sync.WaitGroup
-	defer group.Wait()
-	err = pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
-		if err := fence(t.Context(), tx, target.Schema, target.OrgID); err != nil {
-			return err
+	oneBeside(t, func(tx pgx.Tx, target migrations.Target) error {
+		return fence(t.Context(), tx, target.Schema, target.OrgID)
+	}, func(_ *pgxpool.Pool, result migrations.Result, err error) {
+		if !errors.Is(err, migrations.ErrMoving) {
+			t.Errorf("%+v, %v", result, err)
 		}
-		group.Go(func() {
-			result, err := migrations.One(t.Context(), conn.Conn(), target, migrations.WithTries(1, time.Millisecond), migrations.WithLockTimeout(time.Minute))
-			if !errors.Is(err, migrations.ErrMoving) {
-				t.Errorf("%+v, %v", result, err)
-			}
-		})
-		return waitsForALock(t, pool)
-	})
-	if err != nil {
-		t.Error(err)
-	}
+	}, migrations.WithTries(1, time.Millisecond))
 }
